@@ -1,0 +1,127 @@
+"""Strict configuration: mappings and ``a.b=c`` overrides to frozen dataclasses.
+
+Every configurable class has a ``Config`` beside it, made with :func:`config`. Validation is pydantic's; what is added
+here is that an unknown key lists the choices and that every message names the full path of the field and its value.
+There is no interpolation and nothing is evaluated: a value is data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, dataclass_transform
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from inril_ray.types import InrilError
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, dataclasses.field))
+def config(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only, validated configuration section that refuses unknown keys."""
+    return pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)  # type: ignore[return-value]
+
+
+def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Make a configuration section from plain data.
+
+    Args:
+        cls: a class made with :func:`config`.
+        values: nested mappings of plain values; sections that are already instances are taken as they are.
+        path: where the section stands in the whole configuration, for messages.
+
+    Raises:
+        InrilError: unknown key, wrong type or value out of range; names every offending field with its value.
+    """
+    if not isinstance(values, Mapping):
+        raise InrilError(f"Configuration section {path or 'top level'} must be a mapping, got {values!r}.")
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        lines = [_explain(cls, e, path) for e in error.errors()]
+        raise InrilError("\n".join(lines)) from None
+
+
+def _explain(cls: type, error: Any, path: str) -> str:
+    parts = [str(p) for p in error["loc"] if not str(p).endswith("]")]
+    name = ".".join(([path] if path else []) + parts)
+    if error["type"] == "unexpected_keyword_argument":
+        section: Any = cls
+        for part in parts[:-1]:
+            section = next((f.type for f in dataclasses.fields(section) if f.name == part), None)
+            if not dataclasses.is_dataclass(section):
+                break
+        choices = [f.name for f in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
+        near = get_close_matches(parts[-1], choices, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"Unknown configuration key {name!r}.{hint} Keys here: {', '.join(choices)}."
+    return f"Configuration {name} = {error['input']!r}: {error['msg']}."
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Turn ``["a.b=1", "c=x"]`` into ``{"a": {"b": 1}, "c": "x"}``. Values are YAML scalars or lists.
+
+    Raises:
+        InrilError: an item is not of the form ``key=value``, or sets both a section and a key in it.
+    """
+    result: dict[str, Any] = {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        keys = key.strip().split(".")
+        if not equals or not all(k.isidentifier() for k in keys):
+            raise InrilError(f"Override {item!r} is not of the form key=value, such as interleave.every=10.")
+        try:
+            value = yaml.safe_load(text) if text.strip() else ""
+        except yaml.YAMLError as error:
+            raise InrilError(f"Override {item!r}: the value is not valid YAML ({error}).") from None
+        section = result
+        for k in keys[:-1]:
+            section = section.setdefault(k, {})
+            if not isinstance(section, dict):
+                raise InrilError(f"Override {item!r}: {k!r} is already set to a value.")
+        section[keys[-1]] = value
+    return result
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``top`` laid over it, section by section."""
+    result = dict(base)
+    for key, value in top.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping from a YAML file.
+
+    Raises:
+        InrilError: the file is missing, is not YAML, or does not hold a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InrilError(f"Cannot read configuration file {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InrilError(f"Configuration file {path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InrilError(f"Configuration file {path} must hold a mapping, got {type(values).__name__}.")
+    return values
+
+
+def to_dict(section: Any) -> dict[str, Any]:
+    """Return a configuration as plain data: what is printed, hashed and saved."""
+    return dataclasses.asdict(section)
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """Return a 12-digit hash of plain configuration data, independent of key order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -1,0 +1,199 @@
+"""The environment contract: batched, with same-step autoreset, a NaN guard and one random stream per episode."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from pydantic import PositiveInt
+
+from inril_ray.config import config
+from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError
+
+PURPOSES = ("train", "eval", "demos")
+
+
+@config
+class EnvConfig:
+    """Options that every task takes."""
+
+    backend: Literal["fast", "stock"] = "fast"
+    """``fast``: our batched stepper; ``stock``: the simulator's own environment, the reference."""
+    max_episode_steps: PositiveInt | None = None
+    """Control steps per episode; None takes the benchmark's."""
+    terminate_on_success: bool = False
+    """End an episode at the first success. Off in the benchmarks, whose returns count successful steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What one control step did in every environment. Rows of inactive environments are unchanged or zero."""
+
+    obs: FloatArray
+    """[B, O]"""
+    reward: FloatArray
+    """[B]"""
+    terminated: BoolArray
+    """[B] ended by the task, time limits apart."""
+    success: BoolArray
+    """[B] the success state holds now."""
+    stage: npt.NDArray[np.int64]
+    """[B] goals reached so far."""
+
+
+class SimVectorEnv(VectorEnv):
+    """Base of all environments: subclasses supply physics, this class supplies the bookkeeping of the contract.
+
+    The gymnasium interface (``reset``, ``step``) resets finished environments in the same step and delivers
+    ``info["final_obs"]``, ``info["_final_obs"]``, ``info["success"]``, ``info["stage"]`` and ``info["nan_reset"]``.
+
+    Args:
+        spec: dimensions and horizon of the task.
+        num_envs: environments in the batch.
+        seed: seed of the experiment.
+        purpose: one of ``PURPOSES``.
+        first_env: index of environment 0 among all of the experiment.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
+
+    def __init__(self, spec: EnvSpec, num_envs: int, seed: int, purpose: str, first_env: int) -> None:
+        if num_envs < 1:
+            raise InrilError(f"num_envs = {num_envs}: at least 1 environment is needed.")
+        if purpose not in PURPOSES:
+            raise InrilError(f"purpose = {purpose!r}: choose one of {', '.join(PURPOSES)}.")
+        self.task_spec = spec
+        self.num_envs = num_envs
+        self.base_seed, self.purpose, self.first_env = seed, purpose, first_env
+        high = np.full(spec.obs_dim, np.inf, np.float32)
+        self.single_observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
+        self.single_action_space = gym.spaces.Box(
+            spec.action_low, spec.action_high, (spec.action_dim,), dtype=np.float32
+        )
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.episode = np.full(num_envs, -1, np.int64)
+        """[B] index of the running episode of each environment: part of its random stream."""
+        self.elapsed = np.zeros(num_envs, np.int64)
+        """[B] control steps executed in the running episode."""
+        self.obs = np.zeros((num_envs, spec.obs_dim), np.float32)
+        self.stage = np.zeros(num_envs, np.int64)
+
+    # -- what a simulator supplies ------------------------------------------------------------------------------------
+    @abstractmethod
+    def advance(self, actions: FloatArray, active: BoolArray) -> StepOutcome:
+        """Execute one control step in the environments where ``active``; leave the others untouched.
+
+        Args:
+            actions: [B, A]; values outside the action range are clipped.
+            active: [B].
+        """
+
+    @abstractmethod
+    def _begin_episodes(self, mask: BoolArray) -> FloatArray:
+        """Start a new episode in the environments of ``mask``, using :meth:`episode_rng`; return obs [B, O]."""
+
+    # -- bookkeeping --------------------------------------------------------------------------------------------------
+    def env_rng(self, index: int) -> np.random.Generator:
+        """Random stream for what stays fixed over an environment's life, such as the size of its objects."""
+        return self._stream(index, 0)
+
+    def episode_rng(self, index: int) -> np.random.Generator:
+        """Random stream of the running episode of one environment."""
+        return self._stream(index, 1 + int(self.episode[index]))
+
+    def _stream(self, index: int, number: int) -> np.random.Generator:
+        key = (PURPOSES.index(self.purpose), self.first_env + index, number)
+        return np.random.default_rng(np.random.SeedSequence(self.base_seed, spawn_key=key))
+
+    def reset_envs(self, mask: BoolArray) -> FloatArray:
+        """Start the next episode in the environments of ``mask``; return the observations of all, [B, O]."""
+        self.episode[mask] += 1
+        self.elapsed[mask] = 0
+        self.stage[mask] = 0
+        self.obs[mask] = self._begin_episodes(mask)[mask]
+        return self.obs.copy()
+
+    def advance_guarded(self, actions: FloatArray, active: BoolArray) -> tuple[StepOutcome, BoolArray, BoolArray]:
+        """Advance, and apply the time limit and the NaN guard.
+
+        An environment whose observation or reward is not finite keeps its last finite observation, gets reward 0 and
+        is reported in the third result; it must be reset before it goes on.
+
+        Returns:
+            outcome, truncated [B] (time limit), broken [B] (not finite).
+        """
+        outcome = self.advance(np.nan_to_num(actions), active)
+        broken = active & ~(np.isfinite(outcome.obs).all(axis=1) & np.isfinite(outcome.reward))
+        obs = np.where((active & ~broken)[:, None], outcome.obs, self.obs).astype(np.float32)
+        outcome = StepOutcome(
+            obs=obs,
+            reward=np.where(broken | ~active, 0.0, outcome.reward).astype(np.float32),
+            terminated=outcome.terminated & active & ~broken,
+            success=outcome.success & active & ~broken,
+            stage=np.where(active & ~broken, outcome.stage, self.stage),
+        )
+        self.elapsed[active] += 1
+        self.obs, self.stage = obs.copy(), outcome.stage.copy()
+        truncated = active & ~outcome.terminated & ~broken & (self.elapsed >= self.task_spec.max_episode_steps)
+        return outcome, truncated, broken
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict]:
+        """Start a new episode in every environment.
+
+        Args:
+            seed: begin the random streams anew from this seed.
+            options: not used.
+        """
+        if seed is not None:
+            self.base_seed = seed
+            self.episode[:] = -1
+        return self.reset_envs(np.ones(self.num_envs, bool)), {}
+
+    def step(
+        self, actions: FloatArray
+    ) -> tuple[FloatArray, npt.NDArray[np.floating[Any]], BoolArray, BoolArray, dict[str, Any]]:
+        """Execute one control step everywhere; environments whose episode ended start the next one at once."""
+        everywhere = np.ones(self.num_envs, bool)
+        outcome, truncated, broken = self.advance_guarded(np.asarray(actions, np.float32), everywhere)
+        truncated = truncated | broken
+        over = outcome.terminated | truncated
+        info: dict[str, Any] = {"success": outcome.success, "stage": outcome.stage, "nan_reset": broken}
+        obs = outcome.obs
+        if over.any():
+            info["final_obs"], info["_final_obs"] = outcome.obs, over
+            obs = self.reset_envs(over)
+        return obs, outcome.reward, outcome.terminated, truncated, info
+
+    # -- what a checkpoint needs --------------------------------------------------------------------------------------
+    def get_state(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the counters that determine every later initial state. Simulators that can, add their own state."""
+        return {"episode": self.episode.copy(), "elapsed": self.elapsed.copy(), "stage": self.stage.copy()}
+
+    def set_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Put back what :meth:`get_state` returned."""
+        for name in ("episode", "elapsed", "stage"):
+            if state[name].shape != (self.num_envs,):
+                raise InrilError(f"Environment state {name} is for {len(state[name])} environments, not {self.num_envs}.")
+            getattr(self, name)[:] = state[name]
+
+    # -- pictures and provenance --------------------------------------------------------------------------------------
+    def render_env(self, index: int, width: int = 320, height: int = 240) -> npt.NDArray[np.uint8]:
+        """Return a picture [height, width, 3] of one environment.
+
+        Raises:
+            InrilError: no OpenGL library can be loaded, or this simulator has no pictures.
+        """
+        raise InrilError(f"{type(self).__name__} cannot render.")
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the simulator packages, for the records."""
+        return {}
+
+

@@ -1,0 +1,150 @@
+"""What the Robomimic tasks are: names, sizes, controller, and the environment arguments stored in data sets.
+
+Source: the published ``env_args`` of robomimic's v1.4.1 data sets, in the form that robosuite 1.5 understands (the
+composite controller, with the reference frame stated because its default changed from world to base).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from inril_ray.envs.base import EnvConfig
+from inril_ray.types import EnvSpec, InrilError
+
+CONTROL_HZ = 20
+SUBSTEPS = 25
+"""Physics steps of 2 ms per control step."""
+OSC_KP = 150.0
+OSC_OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)
+"""Metres and radians that an action of 1 asks for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobomimicTask:
+    """One task of the benchmark."""
+
+    name: str
+    env_name: str
+    """Name of the environment class in robosuite."""
+    obs_keys: tuple[tuple[str, int], ...]
+    """DPPO's order: robot keys first, the object last."""
+    action_dim: int
+    max_episode_steps: int
+
+    def spec(self, config: EnvConfig) -> EnvSpec:
+        """Return the task's dimensions and horizon under a configuration."""
+        return EnvSpec(
+            task=self.name,
+            obs_dim=sum(width for _, width in self.obs_keys),
+            action_dim=self.action_dim,
+            max_episode_steps=config.max_episode_steps or self.max_episode_steps,
+            control_hz=float(CONTROL_HZ),
+            obs_keys=self.obs_keys,
+        )
+
+    def env_args(self, robosuite_version: str) -> dict[str, Any]:
+        """Return robomimic's ``env_args`` for data recorded here."""
+        part = {
+            "type": "OSC_POSE",
+            "input_max": 1,
+            "input_min": -1,
+            "output_max": list(OSC_OUTPUT),
+            "output_min": [-x for x in OSC_OUTPUT],
+            "kp": OSC_KP,
+            "damping_ratio": 1,
+            "impedance_mode": "fixed",
+            "kp_limits": [0, 300],
+            "damping_ratio_limits": [0, 10],
+            "position_limits": None,
+            "orientation_limits": None,
+            "uncouple_pos_ori": True,
+            "input_type": "delta",
+            "input_ref_frame": "world",
+            "interpolation": None,
+            "ramp_ratio": 0.2,
+            "gripper": {"type": "GRIP"},
+        }
+        return {
+            "env_name": self.env_name,
+            "env_version": robosuite_version,
+            "type": 1,  # robomimic's code for robosuite environments
+            "env_kwargs": {
+                "robots": ["Panda"],
+                "controller_configs": {"type": "BASIC", "body_parts": {"right": part}},
+                "has_renderer": False,
+                "has_offscreen_renderer": False,
+                "use_camera_obs": False,
+                "use_object_obs": True,
+                "reward_shaping": False,
+                "control_freq": CONTROL_HZ,
+                "ignore_done": True,
+                "lite_physics": True,
+            },
+        }
+
+
+LIFT = RobomimicTask(
+    name="robomimic/lift",
+    env_name="Lift",
+    obs_keys=(("robot0_eef_pos", 3), ("robot0_eef_quat", 4), ("robot0_gripper_qpos", 2), ("object", 10)),
+    action_dim=7,
+    max_episode_steps=300,
+)
+
+
+def make_robosuite(task: RobomimicTask, seed: Any) -> Any:
+    """Make robosuite's own environment of a task, quietly.
+
+    DPPO's setting is kept: resets are soft, so what robosuite draws when it builds a model (the size of Lift's cube)
+    stays fixed over the life of the environment.
+
+    Args:
+        task: which task.
+        seed: seed of robosuite's generator, which draws the model's random parts.
+
+    Raises:
+        InrilError: robosuite is not installed, or is not the release whose model and controller are reproduced here.
+    """
+    robosuite = import_robosuite()
+    kwargs = dict(task.env_args(robosuite.__version__)["env_kwargs"])
+    with quiet():
+        return robosuite.make(task.env_name, hard_reset=False, seed=seed, renderer="mujoco", **kwargs)
+
+
+def import_robosuite() -> Any:
+    """Import robosuite without its warnings.
+
+    Raises:
+        InrilError: it is missing or is another release; the message says what to install.
+    """
+    # On import robosuite turns every logger to its own handlers and, without a display, probes for OpenGL.
+    with quiet():
+        try:
+            import robosuite
+        except ImportError as error:
+            raise InrilError(
+                f"The Robomimic tasks need robosuite 1.5.2 ({error}). Install it with: pip install 'inril-ray[robosuite]'"
+            ) from None
+    if robosuite.__version__ != "1.5.2":
+        raise InrilError(
+            f"The Robomimic tasks need robosuite 1.5.2, found {robosuite.__version__}; other releases move the "
+            "controller or the order of the observation. Install it with: pip install 'inril-ray[robosuite]'"
+        )
+    return robosuite
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence robosuite's warnings about optional parts that are not used here."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,144 @@
+"""What the parts of the library hand to each other.
+
+Shape legend, used in every docstring:
+
+=====  =====================================================================
+``T``  chunk decisions in one rollout (time)
+``B``  parallel environments
+``N``  samples in a batch
+``K``  denoising steps of a diffusion policy; ``F`` of them fine-tuned
+``H``  actions in a chunk (prediction horizon)
+``O``  observation dimension
+``A``  action dimension
+=====  =====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class InrilError(Exception):
+    """An error that the user can act on. Its text is the whole message: the CLI prints it without a traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSpec:
+    """What a task looks like from outside. Dimensions come from here, never from a configuration."""
+
+    task: str
+    """Name in the task table, ``suite/name``."""
+    obs_dim: int
+    action_dim: int
+    max_episode_steps: int
+    """Control steps after which an episode is truncated."""
+    control_hz: float
+    obs_keys: tuple[tuple[str, int], ...]
+    """Order and width of the parts of the observation vector."""
+    action_low: float = -1.0
+    action_high: float = 1.0
+    num_stages: int = 1
+    """Successive goals of the task; ``info["stage"]`` counts those reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeStats:
+    """Outcomes of the episodes that ended in a rollout or an evaluation, in the order in which they ended."""
+
+    returns: FloatArray
+    """[E] sum of rewards per episode."""
+    lengths: npt.NDArray[np.int64]
+    """[E] control steps executed."""
+    success: BoolArray
+    """[E] the success state held through one whole action chunk (DPPO's definition), or ended the episode."""
+    success_any: BoolArray
+    """[E] the success state was reached at any control step."""
+
+    @staticmethod
+    def concatenate(parts: list[EpisodeStats]) -> EpisodeStats:
+        """Join the episodes of several workers, in the order given."""
+        return EpisodeStats(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(EpisodeStats)}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One fragment of experience: T chunk decisions in B environments, time-major, float32.
+
+    ``chains`` holds what the algorithm needs to score the sampled chunk again: for a diffusion policy the F+1
+    states around its fine-tuned denoising steps, for a Gaussian policy (F=1) a zero and the sampled chunk.
+    """
+
+    obs: FloatArray
+    """[T, B, O] observation at each decision."""
+    chains: FloatArray
+    """[T, B, F+1, H, A] normalised action chunks."""
+    log_probs: FloatArray
+    """[T, B, F] behaviour log-probability of every fine-tuned step, mean over the executed chunk."""
+    rewards: FloatArray
+    """[T, B] sum over the executed steps of the chunk."""
+    terminated: BoolArray
+    """[T, B] the task ended the episode: no bootstrap."""
+    truncated: BoolArray
+    """[T, B] the time limit (or the NaN guard) ended it: bootstrap from ``next_obs``."""
+    valid: BoolArray
+    """[T, B] False where the NaN guard dropped the sample."""
+    next_obs: FloatArray
+    """[T, B, O] observation after the chunk; the *final* one where the episode ended."""
+    policy_version: int
+    """Version of the weights that acted."""
+    env_steps: int
+    """Control steps executed (chunks cut by the end of an episode count what they executed)."""
+    episodes: EpisodeStats
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds in ``simulation`` and ``inference``."""
+    nan_resets: int = 0
+    """Environments that the NaN guard reset."""
+    worker: int = 0
+
+    def size_bytes(self) -> int:
+        """Bytes in arrays, for the object-store budget."""
+        return sum(v.nbytes for f in fields(self) if isinstance(v := getattr(self, f.name), np.ndarray))
+
+    @staticmethod
+    def concatenate(parts: list[Rollout]) -> Rollout:
+        """Join the fragments of several workers along the environment axis, in the order given."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = ("obs", "chains", "log_probs", "rewards", "terminated", "truncated", "valid", "next_obs")
+        return Rollout(
+            **{name: np.concatenate([getattr(p, name) for p in parts], axis=1) for name in arrays},
+            policy_version=min(p.policy_version for p in parts),
+            env_steps=sum(p.env_steps for p in parts),
+            episodes=EpisodeStats.concatenate([p.episodes for p in parts]),
+            timings_s={k: max(p.timings_s.get(k, 0.0) for p in parts) for k in parts[0].timings_s},
+            nan_resets=sum(p.nan_resets for p in parts),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoBatch:
+    """Windows of demonstrations: what an imitation loss is computed on."""
+
+    obs: FloatArray
+    """[N, O] observation at the start of the window."""
+    actions: FloatArray
+    """[N, H, A] the actions that follow, in the units of the environment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizerStats:
+    """Per-dimension range of the data that a policy was cloned from."""
+
+    obs_low: FloatArray
+    obs_high: FloatArray
+    action_low: FloatArray
+    action_high: FloatArray
