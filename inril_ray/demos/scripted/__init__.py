@@ -1,0 +1,1 @@
+"""Scripted demonstrators: they see observations only and know no simulator; see :mod:`inril_ray.demos`."""
