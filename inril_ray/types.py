@@ -44,6 +44,8 @@ class EnvSpec:
     """Order and width of the parts of the observation vector."""
     action_low: float = -1.0
     action_high: float = 1.0
+    recorded_as: str | None = None
+    """Name of the environment in published data sets; None accepts any."""
     num_stages: int = 1
     """Successive goals of the task; ``info["stage"]`` counts those reached."""
 
@@ -52,6 +54,8 @@ class EnvSpec:
 class EpisodeStats:
     """Outcomes of the episodes that ended in a rollout or an evaluation, in the order in which they ended."""
 
+    envs: npt.NDArray[np.int64]
+    """[E] index of the environment, among all of the experiment."""
     returns: FloatArray
     """[E] sum of rewards per episode."""
     lengths: npt.NDArray[np.int64]

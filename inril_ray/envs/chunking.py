@@ -44,7 +44,7 @@ class ChunkedEnv:
         self._returns = np.zeros(env.num_envs)
         self._success = np.zeros(env.num_envs, bool)
         self._success_any = np.zeros(env.num_envs, bool)
-        self._finished: list[tuple[float, int, bool, bool]] = []
+        self._finished: list[tuple[int, float, int, bool, bool]] = []
         self.nan_resets = 0
 
     def reset(self) -> FloatArray:
@@ -79,9 +79,8 @@ class ChunkedEnv:
         over = terminated | truncated
         self.nan_resets += int(broken.sum())
         for i in np.flatnonzero(over & ~broken):
-            self._finished.append(
-                (float(self._returns[i]), int(env.elapsed[i]), bool(self._success[i]), bool(self._success_any[i]))
-            )
+            index, outcome = env.first_env + int(i), (bool(self._success[i]), bool(self._success_any[i]))
+            self._finished.append((index, float(self._returns[i]), int(env.elapsed[i]), *outcome))
         obs = next_obs
         if over.any():
             obs = env.reset_envs(over)
@@ -104,12 +103,13 @@ class ChunkedEnv:
     def pop_episodes(self) -> EpisodeStats:
         """Return the episodes that ended since the last call."""
         rows, self._finished = self._finished, []
-        columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
+        columns = list(zip(*rows, strict=True)) if rows else [()] * 5
         return EpisodeStats(
-            returns=np.array(columns[0], np.float32),
-            lengths=np.array(columns[1], np.int64),
-            success=np.array(columns[2], bool),
-            success_any=np.array(columns[3], bool),
+            envs=np.array(columns[0], np.int64),
+            returns=np.array(columns[1], np.float32),
+            lengths=np.array(columns[2], np.int64),
+            success=np.array(columns[3], bool),
+            success_any=np.array(columns[4], bool),
         )
 
     def get_state(self) -> dict[str, Any]:

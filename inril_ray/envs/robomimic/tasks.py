@@ -45,6 +45,7 @@ class RobomimicTask:
             max_episode_steps=config.max_episode_steps or self.max_episode_steps,
             control_hz=float(CONTROL_HZ),
             obs_keys=self.obs_keys,
+            recorded_as=self.env_name,
         )
 
     def env_args(self, robosuite_version: str) -> dict[str, Any]:

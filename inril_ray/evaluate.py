@@ -1,0 +1,124 @@
+"""Measure how often a policy succeeds, on initial states that training never sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+
+from inril_ray.config import config
+from inril_ray.envs.base import PURPOSES
+from inril_ray.envs.chunking import ChunkedEnv
+from inril_ray.policies.base import Policy
+from inril_ray.rollout import ActionNoise
+from inril_ray.statistics import rate
+from inril_ray.types import EpisodeStats, InrilError
+
+
+@config
+class EvaluationConfig:
+    """When and how success is measured."""
+
+    every: NonNegativeInt = 10
+    """Iterations between evaluations; 0 evaluates only at the start and the end."""
+    num_episodes: PositiveInt = 100
+    """Episodes of each evaluation on the way."""
+    final_episodes: PositiveInt = 200
+    """Episodes of the first and the last evaluation."""
+    num_envs: PositiveInt = 50
+    """Environments; episode e runs in environment e mod ``num_envs``, whatever the number of workers."""
+
+
+class Evaluator:
+    """Runs the same evaluation episodes each time it is asked, so that evaluations are paired.
+
+    Args:
+        env: environments made for the purpose ``"eval"``.
+        seed: of the experiment.
+        total_envs: evaluation environments of all workers together.
+        device: where inference runs.
+    """
+
+    def __init__(self, env: ChunkedEnv, seed: int, total_envs: int, device: torch.device | str = "cpu") -> None:
+        self.env, self.seed, self.total_envs = env, seed, total_envs
+        self.device = torch.device(device)
+
+    def evaluate(
+        self, policy: Policy, num_episodes: int, progress: Callable[[int], None] = lambda done: None
+    ) -> EpisodeStats:
+        """Run this worker's share of the first ``num_episodes`` evaluation episodes.
+
+        Args:
+            policy: acts deterministically.
+            num_episodes: of all workers together.
+            progress: called with the episodes finished so far.
+        """
+        sim = self.env.env
+        sim.episode[:] = -1
+        envs = range(sim.first_env, sim.first_env + sim.num_envs)
+        noise = ActionNoise(self.seed, PURPOSES.index("eval"), envs, policy.noise_shape)
+        limit = math.ceil(self.env.spec.max_episode_steps / self.env.action_horizon)
+        parts = []
+        for first in range(0, num_episodes, self.total_envs):
+            wanted = np.array([i for i in envs if first + i < num_episodes])
+            if len(wanted) == 0:
+                break
+            obs = self.env.reset()
+            self.env.pop_episodes()
+            found: dict[int, EpisodeStats] = {}
+            # An environment that the NaN guard resets delivers no episode for the broken one, hence the factor 2.
+            for _ in range(2 * limit):
+                action = policy.act(
+                    torch.from_numpy(obs).to(self.device), noise.draw().to(self.device), deterministic=True
+                )
+                obs = self.env.step(action.chunk.cpu().numpy()).obs
+                ended = self.env.pop_episodes()
+                for k, index in enumerate(ended.envs):
+                    found.setdefault(int(index), _row(ended, k))
+                if all(i in found for i in wanted):
+                    break
+            missing = [int(i) for i in wanted if int(i) not in found]
+            if missing:
+                raise InrilError(f"Evaluation environments {missing} never finished an episode.")
+            # Environments restarted in the meantime; the next round must begin with the same episode for all.
+            sim.episode[:] = first // self.total_envs
+            parts.append(EpisodeStats.concatenate([found[int(i)] for i in wanted]))
+            progress(sum(len(p.envs) for p in parts))
+        return EpisodeStats.concatenate(parts) if parts else _none()
+
+
+def _row(stats: EpisodeStats, k: int) -> EpisodeStats:
+    return EpisodeStats(
+        envs=stats.envs[k : k + 1],
+        returns=stats.returns[k : k + 1],
+        lengths=stats.lengths[k : k + 1],
+        success=stats.success[k : k + 1],
+        success_any=stats.success_any[k : k + 1],
+    )
+
+
+def _none() -> EpisodeStats:
+    empty = np.zeros(0)
+    return EpisodeStats(
+        envs=empty.astype(np.int64),
+        returns=empty.astype(np.float32),
+        lengths=empty.astype(np.int64),
+        success=empty.astype(bool),
+        success_any=empty.astype(bool),
+    )
+
+
+def evaluation_metrics(episodes: EpisodeStats) -> dict[str, float]:
+    """Return success with its interval, and the mean return."""
+    success = rate(int(episodes.success.sum()), len(episodes.success))
+    return {
+        "success_rate": success.value,
+        "success_rate_low": success.low,
+        "success_rate_high": success.high,
+        "success_rate_any": float(episodes.success_any.mean()),
+        "eval_episodes": float(success.trials),
+        "eval_return": float(episodes.returns.mean()),
+    }

@@ -1,0 +1,20 @@
+"""Naive interleaving: the imitation gradient as it is."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from inril_ray.gradient_separation.base import Gramian, Separation
+
+
+class Naive(Separation):
+    """The imitation gradient alone, stepped by the optimiser of RL. Source: IN-RIL figure 7.
+
+    The reinforcement gradient is computed all the same, for the diagnostics.
+    """
+
+    optimizer: ClassVar[Literal["il", "rl"]] = "rl"
+
+    def weights(self, gramian: Gramian) -> tuple[float, float]:
+        """Return the weights of (g_RL, g_IL)."""
+        return 0.0, 1.0

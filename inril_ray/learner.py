@@ -1,0 +1,296 @@
+"""The update loop: reinforcement every iteration, imitation after every m of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from inril_ray.algorithms.base import Algorithm, PreparedRollout
+from inril_ray.config import config
+from inril_ray.demos.store import DemoStore
+from inril_ray.gradient_separation.base import Separation, gramian_of
+from inril_ray.gradient_separation.relation import GradientRelation
+from inril_ray.metrics import MeanMetrics
+from inril_ray.policies.base import Policy, Timesteps
+from inril_ray.pretrain import epoch_batches, imitation_inputs
+from inril_ray.schedules.base import Schedule
+from inril_ray.types import DemoBatch, Rollout
+
+
+@config
+class InterleaveConfig:
+    """How imitation is interleaved. Defaults are IN-RIL's for Robomimic Lift."""
+
+    every: PositiveInt = 10
+    """m: RL iterations between imitation iterations."""
+    il_steps: Literal["matched", "epoch"] | Annotated[int, Field(ge=1)] = "matched"
+    """Gradient steps of an imitation iteration: as many as an RL iteration's, one pass over the windows, or a number."""
+    il_batch_size: PositiveInt = 256
+    il_lr: PositiveFloat = 1e-4
+    il_weight_decay: NonNegativeFloat = 1e-6
+    il_timesteps: Timesteps = "finetuned"
+    """Denoising steps that imitation trains: those that fine-tuning executes, or all."""
+    relation_pairs: Annotated[int, Field(ge=2)] = 4
+    """Pairs of gradients measured in each iteration."""
+
+
+class Learner:
+    """Owns the policy, the optimisers and every random stream of learning.
+
+    Args:
+        policy: cloned; fine-tuned in place.
+        algorithm: RL algorithm with its critic.
+        schedule: which updates an iteration makes.
+        separation: how the two gradients are combined.
+        demos: demonstrations.
+        config: interleaving.
+        seed: of minibatches and noise.
+        device: where the policy lives.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        schedule: Schedule,
+        separation: Separation,
+        demos: DemoStore,
+        config: InterleaveConfig,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.policy, self.algorithm = policy, algorithm
+        self.schedule, self.separation, self.demos, self.config = schedule, separation, demos, config
+        self.device = device
+        self.parameters = policy.trainable()
+        rl = algorithm.config  # type: ignore[attr-defined]
+        self.actor_optimizer = torch.optim.AdamW(self.parameters, lr=rl.actor_lr, weight_decay=rl.weight_decay)
+        self.critic_optimizer = torch.optim.AdamW(algorithm.critic.parameters(), lr=rl.critic_lr, weight_decay=rl.weight_decay)
+        self.il_optimizer = torch.optim.AdamW(self.parameters, lr=config.il_lr, weight_decay=config.il_weight_decay)
+        self.max_grad_norm: float | None = rl.max_grad_norm
+        self.generator = torch.Generator().manual_seed(seed + 1)
+        self.demo_rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8,)))
+        self.counters = {
+            "iteration": 0,
+            "env_steps": 0,
+            "rl_iterations": 0,
+            "rl_updates": 0,
+            "il_iterations": 0,
+            "il_updates": 0,
+        }
+        self._probe = self._fixed_probe()
+
+    @property
+    def version(self) -> int:
+        """Version of the current weights: the number of iterations learned."""
+        return self.counters["iteration"]
+
+    def learn(self, rollout: Rollout, *, fresh_start: bool) -> dict[str, float]:
+        """Learn from one rollout; return metrics.
+
+        Args:
+            rollout: the joined fragments of all workers.
+            fresh_start: every environment was reset before the first step.
+        """
+        iteration = self.schedule.next(self.counters["iteration"])
+        metrics = _rollout_metrics(rollout, self.version, self.policy)
+        batch = self.algorithm.prepare(rollout, self.policy, fresh_start=fresh_start)
+        metrics |= batch.stats
+
+        start = time.perf_counter()
+        metrics |= self._reinforce(batch, train_actor=iteration.rl and self.algorithm.trains_actor(self.version))
+        metrics["rl_s"] = time.perf_counter() - start
+
+        start = time.perf_counter()
+        before = self._probe_losses()
+        if iteration.il:
+            metrics["il_probe_loss_before"] = before["il_probe_loss"]
+        else:
+            metrics |= before | self._measure_relation(batch)
+        metrics["diagnostics_s"] = time.perf_counter() - start
+
+        start = time.perf_counter()
+        if iteration.il:
+            metrics |= self._imitate(batch) | self._probe_losses()
+        metrics["il_s"] = time.perf_counter() - start
+
+        self.counters["iteration"] += 1
+        self.counters["env_steps"] += rollout.env_steps
+        self.counters["rl_iterations"] += iteration.rl
+        self.counters["il_iterations"] += iteration.il
+        return metrics | {name: float(count) for name, count in self.counters.items()}
+
+    # -- reinforcement ------------------------------------------------------------------------------------------------
+    def _reinforce(self, batch: PreparedRollout, *, train_actor: bool) -> dict[str, float]:
+        means, skipped, stopped = MeanMetrics(), 0, False
+        for _ in range(self.algorithm.config.num_epochs):  # type: ignore[attr-defined]
+            for minibatch in batch.minibatches(self.generator):
+                losses = self.algorithm.loss(self.policy, minibatch)
+                loss = losses.policy + losses.value if train_actor else losses.value
+                self.actor_optimizer.zero_grad(set_to_none=True)
+                self.critic_optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                means.add(losses.stats)
+                if self._gradients_finite([*self.parameters, *self.algorithm.critic.parameters()]):
+                    if train_actor:
+                        self._step(self.actor_optimizer)
+                        self.counters["rl_updates"] += 1
+                    self.critic_optimizer.step()
+                else:
+                    skipped += 1
+                if train_actor and self.algorithm.should_stop(losses.stats):
+                    stopped = True
+                    break
+            if stopped:
+                break
+        return means.means() | {"skipped_updates": float(skipped), "early_stop": float(stopped)}
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        optimizer.step()
+
+    @staticmethod
+    def _gradients_finite(parameters: Sequence[nn.Parameter]) -> bool:
+        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+        return bool(torch.stack(norms).sum().isfinite())
+
+    # -- imitation ----------------------------------------------------------------------------------------------------
+    def _imitate(self, batch: PreparedRollout) -> dict[str, float]:
+        """Make one imitation iteration: each step separates the gradient of demonstrations from that of the rollout."""
+        optimizer = self.il_optimizer if self.separation.optimizer == "il" else self.actor_optimizer
+        means, relation, dropped = MeanMetrics(), GradientRelation(), 0
+        yardstick = batch.sample(self.generator)
+        before = self._surrogate(yardstick)
+        for i, demos in enumerate(self._il_batches(batch)):
+            rl_loss = self.algorithm.loss(self.policy, batch.sample(self.generator)).policy
+            il_loss = self._il_loss(demos)
+            measured = i < self.config.relation_pairs
+            if measured:
+                shared, *pair = self._gradients(rl_loss, il_loss)
+                relation.add(*pair)
+                old = [p.detach().clone() for p in shared]
+            report = self.separation.backward(rl_loss, il_loss, self.parameters)
+            dropped += bool(report.dropped)
+            if report.weights != (0.0, 0.0) and self._gradients_finite(self.parameters):
+                self._step(optimizer)
+                self.counters["il_updates"] += 1
+            if measured:
+                change = [p.detach() - o for p, o in zip(shared, old, strict=True)]
+                means.add(_step_harm(change, *pair))
+            inner = report.inner_after if not report.dropped else (0.0, 0.0)
+            means.add(
+                {
+                    "il_loss": il_loss,
+                    "separation_weight_rl": report.weights[0],
+                    "separation_weight_il": report.weights[1],
+                    "inner_after_rl": inner[0],
+                    "inner_after_il": inner[1],
+                }
+            )
+        surrogate = {"rl_surrogate_before": before, "rl_surrogate_after": self._surrogate(yardstick)}
+        return means.means() | relation.metrics() | surrogate | {"dropped_objectives": float(dropped)}
+
+    def _il_batches(self, batch: PreparedRollout) -> Any:
+        size, steps = self.config.il_batch_size, self.config.il_steps
+        if steps == "epoch":
+            return epoch_batches(self.demos, self.demo_rng, size)
+        if steps == "matched":
+            decisions, scored = batch.log_probs.shape
+            steps = self.algorithm.nominal_updates(decisions, scored)
+        return (self.demos.sample(self.demo_rng, size) for _ in range(steps))
+
+    def _il_loss(self, demos: DemoBatch) -> Tensor:
+        inputs = imitation_inputs(demos, self.generator, self.device)
+        return self.policy.il_loss(*inputs, self.config.il_timesteps)
+
+    def _gradients(
+        self, rl_loss: Tensor, il_loss: Tensor
+    ) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
+        """Return the parameters that both losses reach and both gradients over them, keeping the graphs."""
+        rl = torch.autograd.grad(rl_loss, self.parameters, retain_graph=True, allow_unused=True)
+        il = torch.autograd.grad(il_loss, self.parameters, retain_graph=True, allow_unused=True)
+        rows = zip(self.parameters, rl, il, strict=True)
+        shared = [(p, g, h) for p, g, h in rows if g is not None and h is not None]
+        return [p for p, _, _ in shared], [g for _, g, _ in shared], [h for _, _, h in shared]
+
+    # -- diagnostics --------------------------------------------------------------------------------------------------
+    def _measure_relation(self, batch: PreparedRollout) -> dict[str, float]:
+        relation = GradientRelation()
+        for _ in range(self.config.relation_pairs):
+            rl_loss = self.algorithm.loss(self.policy, batch.sample(self.generator)).policy
+            il_loss = self._il_loss(self.demos.sample(self.demo_rng, self.config.il_batch_size))
+            relation.add(*self._gradients(rl_loss, il_loss)[1:])
+        return relation.metrics()
+
+    @torch.no_grad()
+    def _surrogate(self, minibatch: Any) -> float:
+        return float(self.algorithm.loss(self.policy, minibatch).policy)
+
+    def _fixed_probe(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return imitation_inputs(self.demos.probe(), torch.Generator().manual_seed(0), self.device)
+
+    @torch.no_grad()
+    def _probe_losses(self) -> dict[str, float]:
+        return {
+            "il_probe_loss": float(self.policy.il_loss(*self._probe, "finetuned")),
+            "il_probe_loss_all": float(self.policy.il_loss(*self._probe, "all")),
+        }
+
+    # -- state --------------------------------------------------------------------------------------------------------
+    def modules(self) -> dict[str, nn.Module]:
+        """Return everything with weights, by name."""
+        return {"policy": self.policy, "critic": self.algorithm.critic}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimisers by name."""
+        return {"actor": self.actor_optimizer, "critic": self.critic_optimizer, "il": self.il_optimizer}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters, random streams, schedule and algorithm state as plain data."""
+        return {
+            "counters": dict(self.counters),
+            "generator": self.generator.get_state().tolist(),
+            "demo_rng": self.demo_rng.bit_generator.state,
+            "schedule": self.schedule.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        self.counters = dict(state["counters"])
+        self.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
+        self.demo_rng.bit_generator.state = state["demo_rng"]
+        self.schedule.load_state_dict(state["schedule"])
+        self.algorithm.load_state_dict(state["algorithm"])
+
+
+def _rollout_metrics(rollout: Rollout, version: int, policy: Policy) -> dict[str, float]:
+    normalizer = policy.normalizer
+    low, high = normalizer.obs_low.cpu().numpy(), normalizer.obs_high.cpu().numpy()
+    metrics = {
+        "policy_lag": float(version - rollout.policy_version),
+        "nan_resets": float(rollout.nan_resets),
+        "obs_out_of_range": float(((rollout.obs < low) | (rollout.obs > high)).mean()),
+        "train_episodes": float(len(rollout.episodes.success)),
+        **{f"{name}_s": seconds for name, seconds in rollout.timings_s.items()},
+    }
+    if len(rollout.episodes.success):
+        metrics["train_success_rate"] = float(rollout.episodes.success.mean())
+        metrics["train_return"] = float(rollout.episodes.returns.mean())
+    return metrics
+
+
+def _step_harm(change: list[Tensor], rl: list[Tensor], il: list[Tensor]) -> dict[str, float]:
+    """Tell whether a parameter change opposed a descent direction: Adam may, though its input does not."""
+    return {
+        "step_harm_rl": float(gramian_of(list(zip(change, rl, strict=True))).inner > 0),
+        "step_harm_il": float(gramian_of(list(zip(change, il, strict=True))).inner > 0),
+    }

@@ -1,0 +1,112 @@
+"""The one table of metric names. A metric that is not in it can't be logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+METRICS: dict[str, str] = {
+    "iteration": "iterations finished: one rollout and its updates",
+    "env_steps": "control steps executed in training environments",
+    "rl_iterations": "iterations that updated the policy by reinforcement",
+    "rl_updates": "gradient steps of reinforcement",
+    "il_iterations": "imitation iterations",
+    "il_updates": "gradient steps of imitation",
+    "success_rate": "share of evaluation episodes in which success held through one whole chunk",
+    "success_rate_low": "lower end of its 95 % Wilson interval",
+    "success_rate_high": "upper end of its 95 % Wilson interval",
+    "success_rate_any": "share of evaluation episodes that reached success at any step",
+    "eval_episodes": "episodes behind the success rate",
+    "eval_return": "mean return of evaluation episodes (reward 1 for each successful control step)",
+    "train_success_rate": "share of training episodes of this iteration that succeeded, with exploration noise",
+    "train_return": "mean return of this iteration's training episodes",
+    "train_episodes": "training episodes that ended in this iteration",
+    "rho": "-cos(g_IL, g_RL) of the expected gradients, corrected for noise; positive is opposing",
+    "grad_cosine": "mean cosine of the two gradients over minibatch pairs",
+    "conflict_rate": "share of minibatch pairs whose gradients oppose each other",
+    "grad_norm_rl": "root mean square norm of the reinforcement gradient",
+    "grad_norm_il": "root mean square norm of the imitation gradient",
+    "grad_inner": "inner product of the two mean gradients",
+    "separation_weight_rl": "mean weight of g_RL in the combined gradient of imitation steps",
+    "separation_weight_il": "mean weight of g_IL in the combined gradient of imitation steps",
+    "inner_after_rl": "mean inner product of the combined gradient with g_RL; below 0 harms reinforcement",
+    "inner_after_il": "mean inner product of the combined gradient with g_IL",
+    "step_harm_rl": "share of measured imitation steps whose parameter change opposed -g_RL (the optimiser's doing)",
+    "step_harm_il": "share of measured imitation steps whose parameter change opposed -g_IL",
+    "il_probe_loss": "imitation loss on held-out demonstrations, fine-tuned steps, at the end of the iteration",
+    "il_probe_loss_all": "the same over all denoising steps",
+    "il_probe_loss_before": "before this iteration's imitation",
+    "rl_surrogate_before": "PPO loss on a fixed minibatch before this iteration's imitation",
+    "rl_surrogate_after": "the same after it",
+    "il_loss": "mean imitation loss of this iteration's imitation steps",
+    "policy_loss": "mean clipped surrogate loss",
+    "value_loss": "mean critic loss",
+    "approx_kl": "mean approximate KL divergence of the minibatches from the policy that acted",
+    "clip_fraction": "share of samples whose ratio was clipped",
+    "explained_variance": "of returns by the critic, before the updates",
+    "early_stop": "1 where the KL target ended this iteration's updates",
+    "dropped_samples": "decisions dropped because they were not finite",
+    "skipped_updates": "gradient steps skipped because a gradient was not finite",
+    "dropped_objectives": "imitation steps in which one gradient was not finite and only the other was used",
+    "nan_resets": "environments reset by the NaN guard",
+    "policy_lag": "learner updates between the weights that acted and those that learned",
+    "worker_restarts": "rollout workers replaced so far",
+    "env_steps_per_s": "control steps per second of wall time, everything included",
+    "rollout_s": "seconds waiting for rollouts",
+    "simulation_s": "seconds in the simulators (slowest worker)",
+    "inference_s": "seconds in the policy (slowest worker)",
+    "rl_s": "seconds in reinforcement updates",
+    "il_s": "seconds in imitation updates",
+    "diagnostics_s": "seconds measuring how the gradients relate and the imitation probe",
+    "eval_s": "seconds in evaluation",
+    "checkpoint_s": "seconds writing checkpoints",
+    "obs_out_of_range": "share of observed values outside the range of the demonstrations",
+}
+"""Name to meaning and unit: the metric glossary."""
+
+
+class Tracker(Protocol):
+    """Writes metrics somewhere. Knows nothing about training."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write metrics measured after ``step`` environment steps."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+
+class MeanMetrics:
+    """Accumulates scalars on their device and brings them to the host once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """Take in one value for each name."""
+        for name, value in values.items():
+            value = value.detach() if isinstance(value, torch.Tensor) else value
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of everything added."""
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+
+
+def checked(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the finite metrics as floats.
+
+    Raises:
+        KeyError: a name is not in the table.
+    """
+    unknown = set(metrics) - set(METRICS)
+    if unknown:
+        raise KeyError(f"Metrics {sorted(unknown)} are not in the table of inril_ray.metrics.")
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

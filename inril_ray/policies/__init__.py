@@ -1,0 +1,12 @@
+"""Policies behind one contract, :class:`inril_ray.policies.base.Policy`.
+
+To add one: a module here with a ``Config`` and a subclass of ``Policy``, and one line in ``POLICIES``.
+"""
+
+from __future__ import annotations
+
+POLICIES: dict[str, str] = {
+    "diffusion_mlp": "inril_ray.policies.diffusion:DiffusionPolicy",
+    "gaussian_mlp": "inril_ray.policies.gaussian:GaussianPolicy",
+}
+"""Policy name to its class."""

@@ -1,0 +1,119 @@
+"""The policy contract, and the normaliser that every policy carries."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from inril_ray.types import NormalizerStats
+
+RANGE_EPS = 1e-6
+Timesteps = Literal["finetuned", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What a policy did for one decision in every environment."""
+
+    chunk: Tensor
+    """[B, H, A] in the units of the environment."""
+    chain: Tensor
+    """[B, F+1, H, A] normalised; see :class:`inril_ray.types.Rollout`."""
+    log_probs: Tensor
+    """[B, F] mean over the executed steps and action dimensions."""
+
+
+class Normalizer(nn.Module):
+    """Maps observations and actions to [-1, 1] by the range of the demonstrations.
+
+    Source: DPPO's 2 (x - min) / (max - min + 1e-6) - 1. Nothing is clipped. The ranges are saved with the policy, and
+    loading weights brings the ranges that they were trained with.
+    """
+
+    def __init__(self, stats: NormalizerStats) -> None:
+        super().__init__()
+        for name in ("obs_low", "obs_high", "action_low", "action_high"):
+            self.register_buffer(name, torch.as_tensor(getattr(stats, name), dtype=torch.float32).clone())
+
+    def obs(self, obs: Tensor) -> Tensor:
+        """Normalise observations [..., O]."""
+        return 2.0 * (obs - self.obs_low) / (self.obs_high - self.obs_low + RANGE_EPS) - 1.0
+
+    def action(self, action: Tensor) -> Tensor:
+        """Normalise actions [..., A]."""
+        return 2.0 * (action - self.action_low) / (self.action_high - self.action_low + RANGE_EPS) - 1.0
+
+    def unnormalize_action(self, action: Tensor) -> Tensor:
+        """Return actions [..., A] in the units of the environment."""
+        return (action + 1.0) / 2.0 * (self.action_high - self.action_low + RANGE_EPS) + self.action_low
+
+
+class Policy(nn.Module):
+    """Acts in chunks, scores what it did, and imitates.
+
+    A decision is made in F scored steps (the fine-tuned denoising steps; one for a Gaussian policy). Samples for
+    policy gradients are (decision, step) pairs.
+    """
+
+    normalizer: Normalizer
+    horizon: int
+    """H, actions in a chunk."""
+    action_horizon: int
+    """Actions of a chunk that are executed and scored."""
+    num_scored_steps: int
+    """F."""
+    noise_shape: tuple[int, ...]
+    """Shape of the standard normal noise that one decision consumes."""
+
+    @abstractmethod
+    def act(self, obs: Tensor, noise: Tensor, *, deterministic: bool) -> Action:
+        """Choose action chunks.
+
+        Args:
+            obs: [B, O] in the units of the environment.
+            noise: [B, *noise_shape] standard normal.
+            deterministic: evaluation mode: as little noise as the method allows.
+        """
+
+    @abstractmethod
+    def log_prob(self, obs: Tensor, before: Tensor, after: Tensor, step: Tensor) -> Tensor:
+        """Return the log-probability [N] of scored steps, mean over executed actions and their dimensions.
+
+        Args:
+            obs: [N, O].
+            before: [N, H, A] normalised chunk that entered the step.
+            after: [N, H, A] the chunk that left it.
+            step: [N] index of the scored step, 0 is the noisiest.
+        """
+
+    @abstractmethod
+    def il_loss(self, obs: Tensor, actions: Tensor, noise: Tensor, uniform: Tensor, timesteps: Timesteps) -> Tensor:
+        """Return the imitation loss of windows of demonstrations.
+
+        Args:
+            obs: [N, O].
+            actions: [N, H, A] in the units of the environment.
+            noise: [N, H, A] standard normal.
+            uniform: [N] in [0, 1), picks denoising steps.
+            timesteps: which denoising steps to train.
+        """
+
+    @abstractmethod
+    def bc_loss(self, obs: Tensor, actions: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
+        """Return the loss of behaviour cloning, on :meth:`pretrained`. Arguments as in :meth:`il_loss`."""
+
+    @abstractmethod
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the parameters that fine-tuning changes, in a fixed order."""
+
+    @abstractmethod
+    def pretrained(self) -> nn.Module:
+        """Return the network that behaviour cloning trains."""
+
+    @abstractmethod
+    def begin_finetuning(self) -> None:
+        """Make the cloned network the starting point of fine-tuning."""
