@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from inril_ray.algorithms.base import Algorithm, PreparedRollout
+from inril_ray.checkpoint import load_module, load_optimizer
 from inril_ray.config import config
 from inril_ray.demos.store import DemoStore
 from inril_ray.gradient_separation.base import Separation, gramian_of
@@ -20,7 +21,7 @@ from inril_ray.metrics import MeanMetrics
 from inril_ray.policies.base import Policy, Timesteps
 from inril_ray.pretrain import epoch_batches, imitation_inputs
 from inril_ray.schedules.base import Schedule
-from inril_ray.types import DemoBatch, Rollout
+from inril_ray.types import DemoBatch, InrilError, Rollout
 
 
 @config
@@ -254,19 +255,35 @@ class Learner:
         return {"actor": self.actor_optimizer, "critic": self.critic_optimizer, "il": self.il_optimizer}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters, random streams, schedule and algorithm state as plain data."""
+        """Return weights, optimisers, counters, random streams, schedule and algorithm state."""
         return {
+            "modules": {name: dict(module.state_dict()) for name, module in self.modules().items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()},
             "counters": dict(self.counters),
-            "generator": self.generator.get_state().tolist(),
+            "generator": self.generator.get_state(),
             "demo_rng": self.demo_rng.bit_generator.state,
+            "demos": self.demos.info.content_hash,
             "schedule": self.schedule.state_dict(),
             "algorithm": self.algorithm.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
+        """Put back what :meth:`state_dict` returned, as it comes out of a checkpoint.
+
+        Raises:
+            InrilError: the demonstrations or the shapes of the networks differ.
+        """
+        if state["demos"] != self.demos.info.content_hash:
+            raise InrilError(
+                f"The demonstrations differ from those of the checkpoint: SHA-256 {self.demos.info.content_hash[:12]} "
+                f"({self.demos.info.source_file}), it had {state['demos'][:12]}."
+            )
+        for name, module in self.modules().items():
+            load_module(module, state["modules"][name])
+        for name, optimizer in self.optimizers().items():
+            load_optimizer(optimizer, state["optimizers"][name])
         self.counters = dict(state["counters"])
-        self.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
+        self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self.demo_rng.bit_generator.state = state["demo_rng"]
         self.schedule.load_state_dict(state["schedule"])
         self.algorithm.load_state_dict(state["algorithm"])

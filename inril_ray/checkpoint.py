@@ -1,0 +1,163 @@
+"""Checkpoints: complete, verified, and never half-written.
+
+A checkpoint is a directory: ``tensors.safetensors`` (networks, optimisers, random states, environment states),
+``state.json`` (everything that is not an array), ``manifest.json`` (format version and SHA-256 of both). It is written
+beside its place and renamed, so a directory with that name is complete. Loading runs no code from the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from inril_ray.types import InrilError
+
+FORMAT_VERSION = 1
+NAME = re.compile(r"^iteration_(\d{6})$")
+ARRAY_KEY = "__array__"
+
+
+def write(root: Path, iteration: int, tree: dict[str, Any], keep: int) -> Path:
+    """Write ``tree`` as the checkpoint of an iteration and delete all but the newest ``keep``.
+
+    Args:
+        root: directory of a run's checkpoints.
+        iteration: iterations finished.
+        tree: nested dicts and lists of plain values, numpy arrays and tensors.
+        keep: complete checkpoints to keep, at least 1.
+
+    Raises:
+        InrilError: the disk refuses; nothing is left of the attempt.
+    """
+    final = root / f"iteration_{iteration:06d}"
+    partial = root / f".{final.name}.partial"
+    arrays: dict[str, np.ndarray] = {}
+    plain = _split(tree, "", arrays)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(arrays, partial / "tensors.safetensors")
+        (partial / "state.json").write_text(json.dumps(plain))
+        hashes = {name: _sha256(partial / name) for name in ("tensors.safetensors", "state.json")}
+        (partial / "manifest.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "sha256": hashes}))
+        for file in partial.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+    except (OSError, SafetensorError) as error:
+        raise InrilError(f"Cannot write checkpoint {final}: {error}.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in sorted(complete(root))[:-keep]:
+        shutil.rmtree(root / f"iteration_{old:06d}", ignore_errors=True)
+    return final
+
+
+def complete(root: Path) -> list[int]:
+    """Return the iterations that have a checkpoint under ``root``, in order."""
+    if not root.is_dir():
+        return []
+    return sorted(int(m.group(1)) for p in root.iterdir() if (m := NAME.match(p.name)))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint after verifying it.
+
+    Raises:
+        InrilError: missing or damaged files, a wrong hash or another format version; names the file.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        version, hashes = manifest["format_version"], manifest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InrilError(f"Checkpoint {path} has no readable manifest.json ({error!r}).") from None
+    if version != FORMAT_VERSION:
+        raise InrilError(f"Checkpoint {path} has format version {version}, this release reads {FORMAT_VERSION}.")
+    for name in ("tensors.safetensors", "state.json"):
+        if not (path / name).is_file():
+            raise InrilError(f"Checkpoint {path} lacks {name}.")
+        if _sha256(path / name) != hashes.get(name):
+            raise InrilError(f"Checkpoint {path}: {name} is damaged (its SHA-256 differs from the manifest).")
+    return _join(json.loads((path / "state.json").read_text()), load_file(path / "tensors.safetensors"))
+
+
+def read_latest(root: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read the newest checkpoint that is intact.
+
+    Returns:
+        its tree, and a warning for each newer one that was passed over.
+
+    Raises:
+        InrilError: there is none.
+    """
+    warnings = []
+    for iteration in reversed(complete(root)):
+        try:
+            return read(root / f"iteration_{iteration:06d}"), warnings
+        except InrilError as error:
+            warnings.append(str(error))
+    raise InrilError(f"No intact checkpoint in {root}." + "".join(f"\n{w}" for w in warnings))
+
+
+def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        arrays[path] = np.ascontiguousarray(value)
+        return {ARRAY_KEY: path}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {str(k): _split(v, f"{path}/{k}", arrays) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_split(v, f"{path}/{i}", arrays) for i, v in enumerate(value)]
+    return value
+
+
+def _join(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {ARRAY_KEY}:
+            return arrays[value[ARRAY_KEY]]
+        return {k: _join(v, arrays) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_join(v, arrays) for v in value]
+    return value
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put back an optimiser's state as it comes out of a checkpoint (string keys, numpy arrays)."""
+    moments = {int(k): {n: _tensor(v) for n, v in entry.items()} for k, entry in state["state"].items()}
+    optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+
+
+def load_module(module: torch.nn.Module, state: dict[str, Any]) -> None:
+    """Put back a module's weights.
+
+    Raises:
+        InrilError: names or shapes differ; the message names them.
+    """
+    try:
+        module.load_state_dict({name: _tensor(value) for name, value in state.items()})
+    except RuntimeError as error:
+        raise InrilError(f"The checkpoint does not fit the configured {type(module).__name__}: {error}") from None
+
+
+def _tensor(value: Any) -> Any:
+    return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value

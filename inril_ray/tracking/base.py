@@ -1,0 +1,22 @@
+"""What a tracker is told when a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerContext:
+    """A run as trackers see it."""
+
+    run_dir: Path
+    name: str
+    config: Mapping[str, Any]
+    """Resolved, plain."""
+    num_iterations: int
+    mlflow_uri: str | None
+    """Tracking server or store; None is a local one beside the run directory."""
+    mlflow_experiment: str
