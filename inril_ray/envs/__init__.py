@@ -1,7 +1,7 @@
 """Simulators behind one contract.
 
 To add one: a module here with a subclass of :class:`inril_ray.envs.base.SimVectorEnv` (two batched primitives,
-``advance`` and ``reset_envs``) and one line for each task in ``TASKS``. The adapter imports its simulator inside its
+``advance`` and ``_begin_episodes``) and one line for each task in ``TASKS``, pointing to an object that gives its spec and makes it. The adapter imports its simulator inside its
 constructor, so that configurations can be checked on a machine without it. The contract tests run over the table.
 """
 
@@ -13,11 +13,21 @@ from inril_ray.registry import resolve
 
 if TYPE_CHECKING:
     from inril_ray.envs.base import EnvConfig, SimVectorEnv
+    from inril_ray.types import EnvSpec
 
 TASKS: dict[str, str] = {
-    "robomimic/lift": "inril_ray.envs.robomimic:make_lift",
+    "robomimic/lift": "inril_ray.envs.robomimic:LIFT",
 }
-"""Task name to a factory ``(EnvConfig, num_envs, seed, purpose, first_env) -> SimVectorEnv``."""
+"""Task name to an object with ``spec(config)`` and ``make(config, num_envs, seed, purpose, first_env)``."""
+
+
+def spec(task: str, config: EnvConfig) -> EnvSpec:
+    """Return a task's dimensions and horizon without loading its simulator.
+
+    Raises:
+        InrilError: unknown task.
+    """
+    return resolve(TASKS, task, "task").spec(config)
 
 
 def make(
@@ -46,5 +56,4 @@ def make(
     """
     from inril_ray.envs.base import EnvConfig
 
-    factory = resolve(TASKS, task, "task")
-    return factory(config or EnvConfig(), num_envs, seed, purpose, first_env)
+    return resolve(TASKS, task, "task").make(config or EnvConfig(), num_envs, seed, purpose, first_env)

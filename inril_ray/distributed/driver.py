@@ -1,0 +1,289 @@
+"""The driver: placement, the loop across processes, deadlines and replacements.
+
+It never touches tensors. Fragments go from worker to learner by reference; the driver resolves only their descriptions.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from inril_ray.demos.store import DemoArrays
+from inril_ray.distributed.demo_service import DemoService
+from inril_ray.distributed.weights import WeightRefs
+from inril_ray.distributed.workers import FragmentMeta, LearnerActor, RolloutWorker
+from inril_ray.experiment import ExperimentConfig
+from inril_ray.run import check_worker_count
+from inril_ray.threads import available_cpus
+from inril_ray.types import EpisodeStats, InrilError
+
+START_TIMEOUT_S = 300.0
+LEARNER_TIMEOUT_S = 3600.0
+STORE_SHARE = 0.5
+"""Share of the object store that fragments may fill."""
+
+
+def connect(config: ExperimentConfig) -> None:
+    """Join the cluster that this process belongs to, or start a local one.
+
+    Raises:
+        InrilError: the cluster has too few CPUs for the workers and the learner; gives both numbers.
+    """
+    needed = config.compute.num_workers + 1
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray 2.60 warns that this will become its default: leave the GPU variables of CPU-only actors alone.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(logging_level="warning")
+        else:
+            # Logical CPUs: in sync mode workers and learner take turns, so a local cluster may have more than cores.
+            ray.init(num_cpus=max(available_cpus(), needed), logging_level="warning", log_to_driver=True)
+    total = ray.cluster_resources().get("CPU", 0.0)
+    if total < needed:
+        raise InrilError(
+            f"compute.num_workers = {config.compute.num_workers}: workers and learner need {needed} CPUs, "
+            f"the cluster has {total:.0f}."
+        )
+
+
+@dataclass
+class Flight:
+    """A call in flight on a worker."""
+
+    fragment: Any
+    meta: Any
+    state: Any
+    deadline: float
+
+
+class RayBackend:
+    """The parts of a run on a Ray cluster; see :class:`inril_ray.run.Backend`.
+
+    Args:
+        config: of the run.
+        demos: demonstrations.
+    """
+
+    def __init__(self, config: ExperimentConfig, demos: DemoArrays) -> None:
+        self.config = config
+        connect(config)
+        self.demos = DemoService(demos)
+        self.restarts = 0
+        self._restarts_of = [0] * config.compute.num_workers
+        self._states: list[Any] = [None] * config.compute.num_workers
+        gpus = 0
+        if config.compute.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) >= 1:
+            gpus = 1
+        elif config.compute.device == "cuda":
+            raise InrilError("compute.device = 'cuda': the cluster has no GPU.")
+        self.learner = LearnerActor.options(num_cpus=1, num_gpus=gpus).remote(config, self.demos.handle)
+        self.workers = [self._spawn(i) for i in range(config.compute.num_workers)]
+        self._flights: dict[int, Flight] = {}
+        self._generation, self._refs = 0, None
+        self._get(self.learner.ready.remote(), START_TIMEOUT_S, "learner")
+        for i, worker in enumerate(self.workers):
+            self._get(worker.ready.remote(), START_TIMEOUT_S, f"rollout worker {i}")
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+    def _spawn(self, index: int) -> Any:
+        state = [] if self._states[index] is None else [self._states[index]]
+        workers = self.config.compute.num_workers
+        return RolloutWorker.options(num_cpus=1).remote(self.config, index, workers, state)
+
+    def _get(self, ref: Any, timeout_s: float, who: str) -> Any:
+        """Wait for an answer.
+
+        Raises:
+            InrilError: it died, raised, or did not answer in time; names it.
+        """
+        try:
+            return ray.get(ref, timeout=timeout_s)
+        except GetTimeoutError:
+            raise InrilError(f"The {who} did not answer within {timeout_s:.0f} s.") from None
+        except RayTaskError as error:
+            raise _cause(error, who) from None
+        except RayError as error:
+            raise InrilError(f"The {who} died: {_first_line(error)}") from None
+
+    def _replace(self, index: int, reason: str) -> None:
+        """Put a new worker in the place of one that died, hangs or raised; it takes over the last known state."""
+        self.restarts += 1
+        self._restarts_of[index] += 1
+        limit = self.config.compute.max_worker_restarts
+        if self._restarts_of[index] > limit:
+            raise InrilError(f"Rollout worker {index} failed {limit + 1} times, the last time so: {reason}")
+        print(f"Rollout worker {index} is replaced: {reason}", flush=True)
+        ray.kill(self.workers[index], no_restart=True)
+        self.workers[index] = self._spawn(index)
+
+    # -- one iteration ------------------------------------------------------------------------------------------------
+    def _launch(self, index: int) -> None:
+        fragment, meta, state = self.workers[index].collect.options(num_returns=3).remote(self._refs)
+        deadline = time.monotonic() + self.config.compute.rollout_timeout_s
+        self._flights[index] = Flight(fragment, meta, state, deadline)
+
+    def _land(self) -> list[Any]:
+        """Wait for every worker's fragment, replacing workers that fail; return references in worker order."""
+        fragments: dict[int, Any] = {}
+        while len(fragments) < len(self.workers):
+            waiting = {f.meta: i for i, f in self._flights.items() if i not in fragments}
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+            for ref in done:
+                index = waiting[ref]
+                try:
+                    meta: FragmentMeta = ray.get(ref)
+                except (RayActorError, RayTaskError) as error:
+                    self._replace(index, _first_line(error))
+                    self._launch(index)
+                    continue
+                self._check_store(meta)
+                flight = self._flights[index]
+                self._states[index] = flight.state
+                fragments[index] = flight.fragment
+                lag = self._refs.version - meta.policy_version
+                if lag > self.config.compute.max_policy_lag:
+                    print(f"A rollout of worker {index} is dropped: its weights are {lag} updates old.", flush=True)
+                    del fragments[index]
+                    self._launch(index)
+            now = time.monotonic()
+            for index, flight in list(self._flights.items()):
+                if index not in fragments and now > flight.deadline:
+                    self._replace(index, f"silent for {self.config.compute.rollout_timeout_s:.0f} s")
+                    self._launch(index)
+        self._flights.clear()
+        return [fragments[i] for i in range(len(self.workers))]
+
+    def _check_store(self, meta: FragmentMeta) -> None:
+        store = ray.cluster_resources().get("object_store_memory", 0.0)
+        needed = 2 * len(self.workers) * meta.size_bytes
+        if store and needed > STORE_SHARE * store:
+            raise InrilError(
+                f"Rollouts need {needed / 2**20:.0f} MiB of the object store ({len(self.workers)} workers, two fragments "
+                f"of {meta.size_bytes / 2**20:.0f} MiB each), half of it is {STORE_SHARE * store / 2**20:.0f} MiB. "
+                "Lower rollout.num_envs or rollout.num_decisions, or start Ray with a larger object store."
+            )
+
+    def iterate(self) -> dict[str, float]:
+        """Collect, learn, publish; in pipelined mode the next fragments are collected while the learner works."""
+        start = time.perf_counter()
+        for index in range(len(self.workers)):
+            if index not in self._flights:
+                self._launch(index)
+        fragments = self._land()
+        waited = time.perf_counter() - start
+        pipelined = self.config.compute.mode == "pipelined"
+        learning = self.learner.learn.remote(*fragments)
+        if pipelined:
+            for index in range(len(self.workers)):
+                self._launch(index)
+        metrics = self._get(learning, LEARNER_TIMEOUT_S, "learner")
+        self._publish(everything=False)
+        return metrics | {"rollout_s": waited, "worker_restarts": float(self.restarts)}
+
+    def _publish(self, *, everything: bool) -> None:
+        # The vectors are return values, which the driver owns: they stay while it holds the references. The previous
+        # version's are let go here; calls in flight keep theirs.
+        version = self._get(self.learner.version.remote(), LEARNER_TIMEOUT_S, "learner")
+        if everything:
+            self._generation += 1
+        old = self._refs.everything if self._refs else []
+        self._refs = WeightRefs(
+            version=version,
+            generation=self._generation,
+            everything=[self.learner.weights.remote(True)] if everything else old,
+            trainable=[self.learner.weights.remote(False)],
+        )
+
+    # -- the rest of the contract -------------------------------------------------------------------------------------
+    def pretrain(self, progress: Callable[[int, float], None]) -> dict[str, float]:
+        """Clone the demonstrations."""
+        result = self._get(self.learner.pretrain.remote(), LEARNER_TIMEOUT_S, "learner")
+        self._publish(everything=True)
+        return result
+
+    def evaluate(self, num_episodes: int) -> EpisodeStats:
+        """Evaluate the current policy on all workers; a worker that fails is replaced and asked again."""
+        timeout_s = self.config.compute.rollout_timeout_s
+        calls = [worker.evaluate.remote(self._refs, num_episodes) for worker in self.workers]
+        parts = []
+        for index, call in enumerate(calls):
+            while True:
+                try:
+                    parts.append(ray.get(call, timeout=timeout_s))
+                    break
+                except (RayActorError, RayTaskError, GetTimeoutError) as error:
+                    self._replace(index, _first_line(error))
+                    self._flights.pop(index, None)
+                    call = self.workers[index].evaluate.remote(self._refs, num_episodes)
+        return _in_order(parts, self.config.evaluation.num_envs)
+
+    def policy_state(self) -> dict[str, Any]:
+        """Return all weights of the policy."""
+        return self._get(self.learner.policy_state.remote(), LEARNER_TIMEOUT_S, "learner")
+
+    def load_policy(self, state: Mapping[str, Any]) -> None:
+        """Start from a cloned policy."""
+        self._get(self.learner.load_policy.remote(dict(state)), LEARNER_TIMEOUT_S, "learner")
+        self._publish(everything=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state. Fragments in flight are not part of it: a resumed run collects them again."""
+        learner = self._get(self.learner.state_dict.remote(), LEARNER_TIMEOUT_S, "learner")
+        states = []
+        for index, worker in enumerate(self.workers):
+            known = self._states[index]
+            call = known if known is not None else worker.state_dict.remote()
+            states.append(self._get(call, self.config.compute.rollout_timeout_s, f"rollout worker {index}"))
+        return {"learner": learner, "workers": states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        check_worker_count(state["workers"], len(self.workers))
+        self._get(self.learner.load_state_dict.remote(state["learner"]), LEARNER_TIMEOUT_S, "learner")
+        for index, worker in enumerate(self.workers):
+            self._states[index] = ray.put(state["workers"][index])
+            self._get(worker.load_state_dict.remote(self._states[index]), START_TIMEOUT_S, f"rollout worker {index}")
+        self._publish(everything=True)
+
+    def peak_memory_bytes(self) -> dict[str, int]:
+        """Return the peak resident memory of each process."""
+        names = {"learner": self.learner, **{f"worker_{i}": w for i, w in enumerate(self.workers)}}
+        return {n: self._get(actor.peak_memory_bytes.remote(), START_TIMEOUT_S, n) for n, actor in names.items()}
+
+    def close(self) -> None:
+        """End the actors; the cluster stays."""
+        for actor in (self.learner, *self.workers):
+            ray.kill(actor, no_restart=True)
+
+
+def _in_order(parts: list[EpisodeStats], num_envs: int) -> EpisodeStats:
+    """Interleave the workers' episodes by round, so that their order does not depend on the number of workers."""
+    joined = EpisodeStats.concatenate(parts)
+    seen: dict[int, int] = {}
+    keys = []
+    for env in joined.envs:
+        keys.append(seen.get(int(env), 0) * num_envs + int(env))
+        seen[int(env)] = seen.get(int(env), 0) + 1
+    order = np.argsort(keys)
+    columns = ("envs", "returns", "lengths", "success", "success_any")
+    return EpisodeStats(**{name: getattr(joined, name)[order] for name in columns})
+
+
+def _first_line(error: BaseException) -> str:
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0] if lines else ''}"
+
+
+def _cause(error: RayTaskError, who: str) -> InrilError:
+    """Return what an actor raised: our own errors as they are, others with the name of the process."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, InrilError) else InrilError(f"The {who} failed: {_first_line(error)}\n{error}")

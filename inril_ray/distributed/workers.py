@@ -1,0 +1,176 @@
+"""Ray actors: thin shells around the plain classes."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from inril_ray.distributed.demo_service import fetch
+from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
+from inril_ray.experiment import ExperimentConfig, WorkerParts, build_learner, policy_weights
+from inril_ray.types import EpisodeStats, FloatArray, InrilError, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class FragmentMeta:
+    """What the driver needs to know about a fragment without fetching it."""
+
+    worker: int
+    policy_version: int
+    env_steps: int
+    size_bytes: int
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class RolloutWorkerShell:
+    """One single-threaded process with its share of the environments.
+
+    Args:
+        config: of the run.
+        worker: index.
+        num_workers: workers in all.
+        state: of a predecessor that died, in a list, or empty.
+    """
+
+    def __init__(self, config: ExperimentConfig, worker: int, num_workers: int, state: list[Any]) -> None:
+        torch.set_num_threads(1)
+        self.parts = WorkerParts(config, worker, num_workers)
+        self._version, self._generation = -1, -1
+        if state:
+            self.parts.collector.load_state_dict(ray.get(state[0]))
+
+    def ready(self) -> int:
+        """Return the process id; answered once the environments exist."""
+        return os.getpid()
+
+    def _load(self, refs: WeightRefs) -> None:
+        if (refs.generation, refs.version) < (self._generation, self._version):
+            raise InrilError(
+                f"Worker {self.parts.worker} holds version {self._version} and was given the older {refs.version}."
+            )
+        policy = self.parts.policy
+        if refs.generation > self._generation:
+            weights = unflatten(ray.get(refs.everything[0]), policy_weights(policy, everything=True))
+            self.parts.load_weights(weights)
+        if (refs.generation, refs.version) != (self._generation, self._version):
+            weights = unflatten(ray.get(refs.trainable[0]), policy_weights(policy, everything=False))
+            self.parts.load_weights(weights)
+        self._generation, self._version = refs.generation, refs.version
+
+    def collect(self, refs: WeightRefs) -> tuple[Rollout, FragmentMeta, dict[str, Any]]:
+        """Collect a fragment with a version of the weights; return it, its description and this worker's state.
+
+        Return values outlive the worker; objects that it put into the store would not.
+        """
+        self._load(refs)
+        rollout = self.parts.collector.collect(refs.version)
+        meta = FragmentMeta(
+            worker=self.parts.worker,
+            policy_version=rollout.policy_version,
+            env_steps=rollout.env_steps,
+            size_bytes=rollout.size_bytes(),
+        )
+        return rollout, meta, self.parts.collector.state_dict()
+
+    def evaluate(self, refs: WeightRefs, num_episodes: int) -> EpisodeStats:
+        """Run this worker's share of an evaluation."""
+        self._load(refs)
+        return self.parts.evaluate(num_episodes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of noise and environments."""
+        return self.parts.collector.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        self.parts.collector.load_state_dict(state)
+
+    def peak_memory_bytes(self) -> int:
+        """Return the peak resident memory of this process."""
+        return peak_memory_bytes()
+
+
+class LearnerShell:
+    """The learner's process, on a GPU when it was given one.
+
+    Args:
+        config: of the run.
+        demos: handle of the demonstration service.
+    """
+
+    def __init__(self, config: ExperimentConfig, demos: list[Any]) -> None:
+        torch.set_num_threads(config.compute.learner_threads)
+        self.config = config
+        self.learner = build_learner(config, fetch(demos))
+
+    def ready(self) -> int:
+        """Return the process id."""
+        return os.getpid()
+
+    def pretrain(self) -> dict[str, float]:
+        """Clone the demonstrations."""
+        from inril_ray.pretrain import pretrain
+
+        learner = self.learner
+        return pretrain(
+            learner.policy, learner.demos, self.config.pretrain, seed=self.config.seed, device=learner.device
+        )
+
+    def learn(self, *fragments: Rollout) -> dict[str, float]:
+        """Learn from the fragments of all workers, given in the order of the workers."""
+        return self.learner.learn(Rollout.concatenate(list(fragments)), fresh_start=self.config.rollout.reset_each)
+
+    def weights(self, everything: bool) -> FloatArray:
+        """Return a slot of weights as one vector."""
+        return flatten(policy_weights(self.learner.policy, everything=everything))
+
+    def version(self) -> int:
+        """Return the version of the current weights."""
+        return self.learner.version
+
+    def policy_state(self) -> dict[str, Any]:
+        """Return all weights of the policy, on the CPU."""
+        return {name: value.cpu().numpy() for name, value in self.learner.policy.state_dict().items()}
+
+    def load_policy(self, state: Mapping[str, Any]) -> None:
+        """Start from a cloned policy."""
+        from inril_ray.checkpoint import load_module
+
+        load_module(self.learner.policy, dict(state))
+        self.learner.policy.begin_finetuning()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the learner's state with numpy arrays, which Ray ships without copying."""
+        return _numpy(self.learner.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        self.learner.load_state_dict(state)
+
+    def peak_memory_bytes(self) -> int:
+        """Return the peak resident memory of this process."""
+        return peak_memory_bytes()
+
+
+def _numpy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, dict):
+        return {k: _numpy(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numpy(v) for v in value]
+    return value
+
+
+RolloutWorker = ray.remote(RolloutWorkerShell)
+LearnerActor = ray.remote(LearnerShell)

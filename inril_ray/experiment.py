@@ -1,0 +1,319 @@
+"""The configuration of a run, and the parts that are built from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from inril_ray import envs
+from inril_ray.algorithms import ALGORITHMS
+from inril_ray.config import build, config, merge, read_yaml, to_dict
+from inril_ray.demos.episodes import Expectation
+from inril_ray.demos.store import DemoArrays, DemoStore, load
+from inril_ray.envs.base import PURPOSES, EnvConfig
+from inril_ray.envs.chunking import ChunkedEnv
+from inril_ray.evaluate import EvaluationConfig, Evaluator
+from inril_ray.gradient_separation import SEPARATIONS
+from inril_ray.learner import InterleaveConfig, Learner
+from inril_ray.policies import POLICIES
+from inril_ray.policies.base import Policy
+from inril_ray.pretrain import PretrainConfig
+from inril_ray.registry import resolve
+from inril_ray.rollout import ActionNoise, RolloutCollector
+from inril_ray.schedules import SCHEDULES
+from inril_ray.tracking import TRACKERS
+from inril_ray.types import EnvSpec, EpisodeStats, InrilError, NormalizerStats
+
+BUNDLED_DEMOS = {"robomimic/lift": "lift_scripted.hdf5"}
+"""Task to the data set that ships with the package."""
+
+
+@config
+class RolloutConfig:
+    """How much experience an iteration collects. Defaults are DPPO's for Robomimic Lift."""
+
+    num_envs: PositiveInt = 50
+    """Environments of all workers together."""
+    num_decisions: PositiveInt = 300
+    """Chunk decisions in each environment per iteration."""
+    reset_each: bool = True
+    """Begin every rollout with a reset of all environments."""
+
+
+@config
+class ComputeConfig:
+    """Where a run computes."""
+
+    num_workers: PositiveInt = 1
+    """Rollout workers: one single-threaded process each. Ignored by ``--local``."""
+    mode: Literal["sync", "pipelined"] = "sync"
+    """``sync``: collect, learn, publish, reproducible bit by bit; ``pipelined``: collect while learning."""
+    max_policy_lag: NonNegativeInt = 1
+    """Rollouts collected with weights that are older than this many updates are dropped (``pipelined``)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The learner's. ``auto`` takes a GPU when there is one."""
+    learner_threads: PositiveInt = 1
+    """Torch threads of the learner on a CPU."""
+    rollout_timeout_s: PositiveFloat = 600.0
+    """A worker that is silent for longer is replaced."""
+    max_worker_restarts: NonNegativeInt = 10
+    """Replacements of one worker before the run gives up."""
+
+
+@config
+class CheckpointConfig:
+    """When the state of a run is saved. The first and the last iteration always are."""
+
+    every: PositiveInt = 10
+    """Iterations between checkpoints."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept."""
+
+
+@config
+class TrackingConfig:
+    """Where metrics go."""
+
+    trackers: tuple[str, ...] = ("console", "jsonl", "tensorboard", "mlflow")
+    mlflow_uri: str | None = None
+    """Tracking server; None is a local store beside the run directories."""
+    mlflow_experiment: str = "inril"
+
+
+@config
+class ExperimentConfig:
+    """Everything about a run."""
+
+    task: str
+    demos: str | None = None
+    """Demonstration file; None takes the one that ships with the package for this task."""
+    algorithm: str = "dppo"
+    policy: str = "diffusion_mlp"
+    schedule: str = "fixed"
+    separation: str = "upgrad"
+    seed: NonNegativeInt = 0
+    num_iterations: PositiveInt = 81
+    pretrained: str | None = None
+    """Run directory whose cloned policy this run starts from, instead of cloning one of its own."""
+    env: EnvConfig = EnvConfig()
+    actor: Any
+    """Configuration of the policy."""
+    rl: Any
+    """Configuration of the algorithm."""
+    interleave: InterleaveConfig = InterleaveConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compute: ComputeConfig = ComputeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    video: bool = True
+    """Render one episode before and after, where an OpenGL library is found."""
+
+
+# -- configuration ----------------------------------------------------------------------------------------------------
+def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
+    """Merge configuration layers over the algorithm's preset, later ones on top, and validate the result.
+
+    Args:
+        layers: plain mappings, such as a file and the overrides of the command line. One of them names the ``task``.
+
+    Raises:
+        InrilError: unknown names or keys, wrong types, values out of range.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = merge(values, layer)
+    if not isinstance(values.get("task"), str):
+        raise InrilError("No task given. Pass --task, for example --task robomimic/lift.")
+    task, algorithm = values["task"], values.get("algorithm", "dppo")
+    for name, table, kind in (
+        (task, envs.TASKS, "task"),
+        (algorithm, ALGORITHMS, "algorithm"),
+        (values.get("schedule", "fixed"), SCHEDULES, "schedule"),
+        (values.get("separation", "upgrad"), SEPARATIONS, "separation"),
+    ):
+        _check_name(table, name, kind)
+    values = merge(preset(algorithm, task), values)
+    policy = values.get("policy", "diffusion_mlp")
+    _check_name(POLICIES, policy, "policy")
+    for name in values.get("tracking", {}).get("trackers", ()):
+        _check_name(TRACKERS, name, "tracker")
+    sections = {
+        "actor": (resolve(POLICIES, policy, "policy").Config, values.get("actor", {})),
+        "rl": (resolve(ALGORITHMS, algorithm, "algorithm").Config, values.get("rl", {})),
+    }
+    built = {name: build(cls, section, name) for name, (cls, section) in sections.items()}
+    return build(ExperimentConfig, {**values, **built})
+
+
+def _check_name(table: Mapping[str, str], name: Any, kind: str) -> None:
+    if name not in table:
+        resolve(table, str(name), kind)
+
+
+def preset(algorithm: str, task: str) -> dict[str, Any]:
+    """Return the shipped settings of an algorithm for a task: defaults, then its suite, then the task."""
+    path = resources.files("inril_ray.presets") / f"{algorithm}.yaml"
+    if not path.is_file():
+        return {}
+    with resources.as_file(path) as file:
+        layers = read_yaml(file)
+    result = layers.get("defaults", {})
+    for key in (task.split("/")[0], task):
+        result = merge(result, layers.get(key, {}))
+    return result
+
+
+def shipped_config(name: str) -> dict[str, Any]:
+    """Return a configuration that ships with the package, such as ``demo``.
+
+    Raises:
+        InrilError: there is none of that name; lists those there are.
+    """
+    folder = resources.files("inril_ray.presets")
+    path = folder / f"{name}.yaml"
+    if name in ALGORITHMS or not path.is_file():
+        found = sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
+        names = ", ".join(n for n in found if n not in ALGORITHMS)
+        raise InrilError(f"{name!r} is neither a file nor a shipped configuration ({names}).")
+    with resources.as_file(path) as file:
+        return read_yaml(file)
+
+
+def resolved(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the whole configuration as plain data, as it is saved and hashed."""
+    return json.loads(json.dumps(to_dict(config)))
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+def task_spec(config: ExperimentConfig) -> EnvSpec:
+    """Return the task's dimensions; loads no simulator."""
+    return envs.spec(config.task, config.env)
+
+
+def load_demos(config: ExperimentConfig) -> DemoArrays:
+    """Load the demonstrations of a run and check them against its task.
+
+    Raises:
+        InrilError: none given and none shipped, or the file can't be used.
+    """
+    spec = task_spec(config)
+    expectation = Expectation(env_name=spec.recorded_as, obs_keys=spec.obs_keys, action_dim=spec.action_dim)
+    if config.demos is not None:
+        return load(Path(config.demos), expectation)
+    if config.task not in BUNDLED_DEMOS:
+        raise InrilError(f"No demonstrations ship for task {config.task}. Pass --demos FILE.")
+    with resources.as_file(resources.files("inril_ray.data") / BUNDLED_DEMOS[config.task]) as path:
+        return load(path, expectation)
+
+
+def learner_device(config: ExperimentConfig) -> torch.device:
+    """Return where the learner computes.
+
+    Raises:
+        InrilError: a GPU was asked for and there is none.
+    """
+    wanted = config.compute.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InrilError("compute.device = 'cuda': no GPU is available to this process.")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def build_policy(config: ExperimentConfig, spec: EnvSpec, stats: NormalizerStats | None = None) -> Policy:
+    """Make an untrained policy; without statistics, one that weights will be loaded into."""
+    blank = NormalizerStats(
+        obs_low=np.zeros(spec.obs_dim),
+        obs_high=np.ones(spec.obs_dim),
+        action_low=np.zeros(spec.action_dim),
+        action_high=np.ones(spec.action_dim),
+    )
+    return resolve(POLICIES, config.policy, "policy")(config.actor, spec, stats or blank)
+
+
+def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
+    """Make the learner with freshly initialised networks."""
+    device = learner_device(config)
+    spec = task_spec(config)
+    store = DemoStore(demos, config.actor.prediction_horizon)
+    torch.manual_seed(config.seed)
+    policy = build_policy(config, spec, store.normalizer_stats()).to(device)
+    algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")(config.rl, spec, config.rollout.num_envs, device)
+    schedule = resolve(SCHEDULES, config.schedule, "schedule")(config.interleave.every)
+    separation = resolve(SEPARATIONS, config.separation, "separation")()
+    return Learner(
+        policy, algorithm, schedule, separation, store, config.interleave, seed=config.seed, device=device
+    )
+
+
+def share(total: int, worker: int, num_workers: int) -> range:
+    """Return the indices of ``total`` environments that a worker runs: contiguous, sizes differing by at most one."""
+    bounds = np.linspace(0, total, num_workers + 1).round().astype(int)
+    return range(int(bounds[worker]), int(bounds[worker + 1]))
+
+
+class WorkerParts:
+    """What a rollout worker runs: a private policy, its share of the training and of the evaluation environments.
+
+    Args:
+        config: of the run.
+        worker: index.
+        num_workers: workers in all.
+    """
+
+    def __init__(self, config: ExperimentConfig, worker: int, num_workers: int) -> None:
+        self.config, self.worker, self.num_workers = config, worker, num_workers
+        self.policy = build_policy(config, task_spec(config))
+        self.policy.eval()
+        mine = share(config.rollout.num_envs, worker, num_workers)
+        self.collector = RolloutCollector(
+            self._make_env("train", mine),
+            self.policy,
+            ActionNoise(config.seed, PURPOSES.index("train"), mine, self.policy.noise_shape),
+            num_decisions=config.rollout.num_decisions,
+            reset_each=config.rollout.reset_each,
+            index=worker,
+        )
+        self._evaluator: Evaluator | None = None
+
+    def _make_env(self, purpose: str, indices: range) -> ChunkedEnv:
+        env = envs.make(
+            self.config.task,
+            num_envs=len(indices),
+            seed=self.config.seed,
+            config=self.config.env,
+            purpose=purpose,
+            first_env=indices.start,
+        )
+        return ChunkedEnv(env, self.policy.action_horizon)
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Load named weights [numpy or tensors]; those not named keep their values."""
+        own = self.policy.state_dict()
+        for name, value in weights.items():
+            own[name].copy_(torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value)
+
+    def evaluate(self, num_episodes: int) -> EpisodeStats:
+        """Run this worker's share of an evaluation."""
+        if self._evaluator is None:
+            total = self.config.evaluation.num_envs
+            env = self._make_env("eval", share(total, self.worker, self.num_workers))
+            self._evaluator = Evaluator(env, self.config.seed, total)
+        return self._evaluator.evaluate(self.policy, num_episodes)
+
+
+def policy_weights(policy: Policy, *, everything: bool) -> dict[str, torch.Tensor]:
+    """Return the weights that workers need: all of them, or those that fine-tuning changes."""
+    state = policy.state_dict()
+    if everything:
+        return dict(state)
+    changing = {id(p) for p in policy.trainable()}
+    names = {name for name, p in policy.named_parameters() if id(p) in changing}
+    return {name: value for name, value in state.items() if name in names}
