@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -46,15 +45,12 @@ class Evaluator:
         self.env, self.seed, self.total_envs = env, seed, total_envs
         self.device = torch.device(device)
 
-    def evaluate(
-        self, policy: Policy, num_episodes: int, progress: Callable[[int], None] = lambda done: None
-    ) -> EpisodeStats:
+    def evaluate(self, policy: Policy, num_episodes: int) -> EpisodeStats:
         """Run this worker's share of the first ``num_episodes`` evaluation episodes.
 
         Args:
             policy: acts deterministically.
             num_episodes: of all workers together.
-            progress: called with the episodes finished so far.
         """
         sim = self.env.env
         sim.episode[:] = -1
@@ -86,7 +82,6 @@ class Evaluator:
             # Environments restarted in the meantime; the next round must begin with the same episode for all.
             sim.episode[:] = first // self.total_envs
             parts.append(EpisodeStats.concatenate([found[int(i)] for i in wanted]))
-            progress(sum(len(p.envs) for p in parts))
         return EpisodeStats.concatenate(parts) if parts else _none()
 
 

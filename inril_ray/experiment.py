@@ -248,9 +248,7 @@ def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
     algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")(config.rl, spec, config.rollout.num_envs, device)
     schedule = resolve(SCHEDULES, config.schedule, "schedule")(config.interleave.every)
     separation = resolve(SEPARATIONS, config.separation, "separation")()
-    return Learner(
-        policy, algorithm, schedule, separation, store, config.interleave, seed=config.seed, device=device
-    )
+    return Learner(policy, algorithm, schedule, separation, store, config.interleave, seed=config.seed, device=device)
 
 
 def share(total: int, worker: int, num_workers: int) -> range:

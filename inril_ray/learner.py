@@ -31,7 +31,8 @@ class InterleaveConfig:
     every: PositiveInt = 10
     """m: RL iterations between imitation iterations."""
     il_steps: Literal["matched", "epoch"] | Annotated[int, Field(ge=1)] = "matched"
-    """Gradient steps of an imitation iteration: as many as an RL iteration's, one pass over the windows, or a number."""
+    """Gradient steps of an imitation iteration: as many as those of an RL iteration, one pass over the demonstrations,
+    or a number."""
     il_batch_size: PositiveInt = 256
     il_lr: PositiveFloat = 1e-4
     il_weight_decay: NonNegativeFloat = 1e-6
@@ -73,7 +74,9 @@ class Learner:
         self.parameters = policy.trainable()
         rl = algorithm.config  # type: ignore[attr-defined]
         self.actor_optimizer = torch.optim.AdamW(self.parameters, lr=rl.actor_lr, weight_decay=rl.weight_decay)
-        self.critic_optimizer = torch.optim.AdamW(algorithm.critic.parameters(), lr=rl.critic_lr, weight_decay=rl.weight_decay)
+        self.critic_optimizer = torch.optim.AdamW(
+            algorithm.critic.parameters(), lr=rl.critic_lr, weight_decay=rl.weight_decay
+        )
         self.il_optimizer = torch.optim.AdamW(self.parameters, lr=config.il_lr, weight_decay=config.il_weight_decay)
         self.max_grad_norm: float | None = rl.max_grad_norm
         self.generator = torch.Generator().manual_seed(seed + 1)
@@ -160,8 +163,7 @@ class Learner:
 
     @staticmethod
     def _gradients_finite(parameters: Sequence[nn.Parameter]) -> bool:
-        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-        return bool(torch.stack(norms).sum().isfinite())
+        return bool(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).isfinite())
 
     # -- imitation ----------------------------------------------------------------------------------------------------
     def _imitate(self, batch: PreparedRollout) -> dict[str, float]:
@@ -212,9 +214,7 @@ class Learner:
         inputs = imitation_inputs(demos, self.generator, self.device)
         return self.policy.il_loss(*inputs, self.config.il_timesteps)
 
-    def _gradients(
-        self, rl_loss: Tensor, il_loss: Tensor
-    ) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
+    def _gradients(self, rl_loss: Tensor, il_loss: Tensor) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
         """Return the parameters that both losses reach and both gradients over them, keeping the graphs."""
         rl = torch.autograd.grad(rl_loss, self.parameters, retain_graph=True, allow_unused=True)
         il = torch.autograd.grad(il_loss, self.parameters, retain_graph=True, allow_unused=True)

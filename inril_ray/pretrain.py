@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
@@ -52,7 +52,6 @@ def pretrain(
     *,
     seed: int,
     device: torch.device,
-    progress: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> dict[str, float]:
     """Clone demonstrations into ``policy.pretrained()`` and make the averaged weights the start of fine-tuning.
 
@@ -62,7 +61,6 @@ def pretrain(
         config: settings.
         seed: of batches and noise.
         device: where the policy lives.
-        progress: called with (epochs done, mean loss) after each epoch.
 
     Returns:
         ``bc_loss`` and ``bc_loss_held_out`` of the averaged weights.
@@ -77,19 +75,16 @@ def pretrain(
     for epoch in range(config.num_epochs):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, epoch)
-        losses = []
         for batch in epoch_batches(demos, rng, config.batch_size):
             loss = policy.bc_loss(*imitation_inputs(batch, generator, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            losses.append(loss.detach())
             if batches % config.ema_every == 0:
                 weight = 1.0 if epoch < config.ema_start_epoch else 1.0 - config.ema_decay
                 for a, p in zip(average.parameters(), parameters, strict=True):
                     a.data.lerp_(p.data, weight)
             batches += 1
-        progress(epoch + 1, float(torch.stack(losses).mean()))
     if config.num_epochs:
         network.load_state_dict(average.state_dict())
     policy.begin_finetuning()

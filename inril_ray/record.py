@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ def record(
     num_envs: int = 10,
     max_steps: int = 200,
     tail_steps: int = 5,
-    progress: Callable[[int, int], None] = lambda done, tried: None,
 ) -> dict[str, float]:
     """Record successful scripted episodes and write them as robomimic HDF5.
 
@@ -42,7 +41,6 @@ def record(
         num_envs: environments stepped together; part of what fixes the file.
         max_steps: give an episode up after so many control steps.
         tail_steps: steps kept after the first success, as in teleoperated data.
-        progress: called with (kept, tried) after each episode.
 
     Returns:
         ``demonstrator_success_rate``, ``mean_length``, ``episodes_tried``.
@@ -75,7 +73,9 @@ def record(
         if len(kept) >= num_demos:
             break
         if len(settled) >= 40 and len(kept) < len(settled) / 20:
-            raise InrilError(f"The demonstrator succeeded in {len(kept)} of {len(settled)} episodes; raise its quality.")
+            raise InrilError(
+                f"The demonstrator succeeded in {len(kept)} of {len(settled)} episodes; raise its quality."
+            )
         states = [env.sim_state(i) for i in range(num_envs)]  # type: ignore[attr-defined]
         actions = np.stack([actor.act(o) for actor, o in zip(actors, obs, strict=True)])
         outcome, _, _ = env.advance_guarded(actions, everyone)
@@ -89,9 +89,8 @@ def record(
                 results[int(attempt[i])] = _episode(steps[i], env.model_xml(i)) if success else None  # type: ignore[attr-defined]
         obs = outcome.obs
         if over.any():
-            progress(sum(r is not None for r in results.values()), len(results))
             obs = env.reset_envs(over)
-            for i in np.flatnonzero(over):
+            for i in np.flatnonzero(over).tolist():
                 attempt[i], next_attempt = next_attempt, next_attempt + 1
                 actors[i], steps[i] = new_actor(i), []
     tried = len(settled)

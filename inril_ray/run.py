@@ -33,6 +33,7 @@ from inril_ray.experiment import (
     policy_weights,
     resolved,
 )
+from inril_ray.media import choose_episode, write_before_and_after
 from inril_ray.metrics import Tracker, checked
 from inril_ray.pretrain import pretrain
 from inril_ray.registry import resolve
@@ -47,7 +48,7 @@ from inril_ray.types import EpisodeStats, InrilError, Rollout
 class Backend(Protocol):
     """Where the parts of a run live."""
 
-    def pretrain(self, progress: Callable[[int, float], None]) -> dict[str, float]:
+    def pretrain(self) -> dict[str, float]:
         """Clone the demonstrations."""
         ...
 
@@ -101,7 +102,7 @@ class LocalBackend:
     def _publish(self, *, everything: bool) -> None:
         self.worker.load_weights(policy_weights(self.learner.policy, everything=everything))
 
-    def pretrain(self, progress: Callable[[int, float], None]) -> dict[str, float]:
+    def pretrain(self) -> dict[str, float]:
         """Clone the demonstrations."""
         with torch_threads(self.config.compute.learner_threads):
             result = pretrain(
@@ -110,7 +111,6 @@ class LocalBackend:
                 self.config.pretrain,
                 seed=self.config.seed,
                 device=self.learner.device,
-                progress=progress,
             )
         self._publish(everything=True)
         return result
@@ -191,13 +191,18 @@ def run(
     """
     plain = resolved(config)
     if not resume and (run_dir / "config.json").exists():
-        raise InrilError(f"{run_dir} already holds a run. Go on with it by --resume {run_dir}, or choose another --out.")
+        raise InrilError(
+            f"{run_dir} already holds a run. Go on with it by --resume {run_dir}, or choose another --out."
+        )
     demos = load_demos(config)
     saved, warnings = checkpoint.read_latest(run_dir / "checkpoints") if resume else (None, [])
     for warning in warnings:
         say(f"Passed over: {warning}")
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "config.json", {"config": plain, "hash": fingerprint(plain), **provenance(), "demos": dataclasses.asdict(demos.info)})
+    write_json(
+        run_dir / "config.json",
+        {"config": plain, "hash": fingerprint(plain), **provenance(), "demos": dataclasses.asdict(demos.info)},
+    )
     backend = make_backend(config, demos)
     trackers: list[Tracker] = []
     session = Session(config, run_dir, backend, trackers, say)
@@ -229,6 +234,7 @@ class Session:
     ) -> None:
         self.config, self.run_dir, self.backend, self.trackers, self.say = config, run_dir, backend, trackers, say
         self.iteration, self.env_steps = 0, 0
+        self.counters: dict[str, int] = {}
         self.base: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
         self.cloning: dict[str, float] = {}
@@ -243,7 +249,7 @@ class Session:
         """Restore a checkpoint, or clone and evaluate the base policy and save the first one."""
         if saved is not None:
             self.backend.load_state_dict(saved["backend"])
-            for name in ("iteration", "env_steps", "base", "best", "cloning", "phase_s"):
+            for name in ("iteration", "env_steps", "counters", "base", "best", "cloning", "phase_s"):
                 setattr(self, name, saved["session"][name])
             self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
             return
@@ -253,7 +259,7 @@ class Session:
             self.say(f"Starts from the cloned policy of {self.config.pretrained}.")
         else:
             self.say(f"Cloning the demonstrations, {self.config.pretrain.num_epochs} epochs …")
-            self.cloning = self.backend.pretrain(_no_progress)
+            self.cloning = self.backend.pretrain()
         self._spend("pretrain", start)
         checkpoint.write(self.run_dir / "pretrained", 0, {"policy": self.backend.policy_state()}, keep=1)
         start = time.perf_counter()
@@ -271,12 +277,11 @@ class Session:
         """Run the remaining iterations."""
         every, last = self.config.evaluation.every, self.config.num_iterations
         while self.iteration < last:
-            start = time.perf_counter()
+            start, steps_before = time.perf_counter(), self.env_steps
             metrics = self.backend.iterate()
             self.iteration, self.env_steps = int(metrics["iteration"]), int(metrics["env_steps"])
-            steps_before = getattr(self, "_steps_before", self.env_steps - 1)
-            metrics["env_steps_per_s"] = max(0, self.env_steps - steps_before) / (time.perf_counter() - start)
-            self._steps_before = self.env_steps
+            metrics["env_steps_per_s"] = (self.env_steps - steps_before) / (time.perf_counter() - start)
+            self.counters = {name: int(metrics[name]) for name in ("rl_updates", "il_updates", "il_iterations")}
             for phase in ("rollout_s", "rl_s", "il_s", "diagnostics_s"):
                 name = phase.removesuffix("_s")
                 self.phase_s[name] = self.phase_s.get(name, 0.0) + metrics.get(phase, 0.0)
@@ -320,18 +325,26 @@ class Session:
             "cloning": self.cloning,
             "iterations": self.iteration,
             "env_steps": self.env_steps,
+            "counters": self.counters,
             "seconds_by_phase": {k: round(v, 2) for k, v in self.phase_s.items()},
             "peak_memory_bytes": {**memory, "sum": sum(memory.values())},
             **provenance(),
         }
+        self._film(final)
         write_json(self.run_dir / "summary.json", summary)
         self.say(f"Base policy:  {_rate_text(self.base)}")
         self.say(f"Final policy: {_rate_text(final)}")
         return summary
 
+    def _film(self, final: Mapping[str, Any]) -> None:
+        if self.config.video:
+            episode = choose_episode(self.base["outcomes"], final["outcomes"], self.config.evaluation.num_envs)
+            base, now = read_pretrained(self.run_dir), self.backend.policy_state()
+            self.say(write_before_and_after(self.run_dir, self.config, base, now, episode))
+
     def save(self) -> None:
         """Write a checkpoint."""
-        names = ("iteration", "env_steps", "base", "best", "cloning", "phase_s")
+        names = ("iteration", "env_steps", "counters", "base", "best", "cloning", "phase_s")
         tree = {"backend": self.backend.state_dict(), "session": {n: getattr(self, n) for n in names}}
         checkpoint.write(self.run_dir / "checkpoints", self.iteration, tree, self.config.checkpoint.keep)
 
@@ -352,10 +365,6 @@ def _rate_metrics(outcome: Mapping[str, Any]) -> dict[str, float]:
 
 def _rate_text(outcome: Mapping[str, Any]) -> str:
     return str(rate(round(outcome["success_rate"] * outcome["eval_episodes"]), int(outcome["eval_episodes"])))
-
-
-def _no_progress(epoch: int, loss: float) -> None:
-    """Cloning prints nothing on its way."""
 
 
 def _trackers(config: ExperimentConfig, run_dir: Path, plain: Mapping[str, Any]) -> list[Tracker]:
@@ -400,7 +409,11 @@ def provenance() -> dict[str, Any]:
             versions[name] = "not installed"
     source = Path(__file__).resolve().parent
     git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=source, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "versions": versions,

@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 
 def limit_native_threads() -> None:
     """Give BLAS, OpenMP and numba one thread, unless the user said otherwise. Effective before they are loaded."""
@@ -21,6 +19,8 @@ def limit_native_threads() -> None:
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Run a block with ``count`` torch threads."""
+    import torch  # here, because the command line asks for its help far more often than for training
+
     previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

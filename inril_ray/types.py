@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -117,9 +118,19 @@ class Rollout:
         """Join the fragments of several workers along the environment axis, in the order given."""
         if len(parts) == 1:
             return parts[0]
-        arrays = ("obs", "chains", "log_probs", "rewards", "terminated", "truncated", "valid", "next_obs")
+
+        def joined(name: str) -> Any:
+            return np.concatenate([getattr(p, name) for p in parts], axis=1)
+
         return Rollout(
-            **{name: np.concatenate([getattr(p, name) for p in parts], axis=1) for name in arrays},
+            obs=joined("obs"),
+            chains=joined("chains"),
+            log_probs=joined("log_probs"),
+            rewards=joined("rewards"),
+            terminated=joined("terminated"),
+            truncated=joined("truncated"),
+            valid=joined("valid"),
+            next_obs=joined("next_obs"),
             policy_version=min(p.policy_version for p in parts),
             env_steps=sum(p.env_steps for p in parts),
             episodes=EpisodeStats.concatenate([p.episodes for p in parts]),

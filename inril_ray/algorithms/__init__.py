@@ -1,7 +1,7 @@
 """Reinforcement-learning algorithms behind one contract, :class:`inril_ray.algorithms.base.Algorithm`.
 
-To add one: a module here with a ``Config`` and a subclass of ``Algorithm``, and one line in ``ALGORITHMS``. No algorithm
-knows its simulator or the interleaving.
+To add one: a module here with a ``Config`` and a subclass of ``Algorithm``, and one line in ``ALGORITHMS``. No
+algorithm knows its simulator or the interleaving.
 """
 
 from __future__ import annotations

@@ -59,9 +59,7 @@ class DemoArrays:
 
     def size_bytes(self) -> int:
         """Bytes in arrays."""
-        return sum(
-            v.nbytes for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), np.ndarray)
-        )
+        return sum(v.nbytes for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), np.ndarray))
 
 
 class DemoStore:
@@ -92,8 +90,7 @@ class DemoStore:
     def _window_starts(self, episodes: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         starts, ends = self.arrays.episode_starts[:-1], self.arrays.episode_starts[1:]
         ranges = [
-            np.arange(s, e - self.prediction_horizon + 1)
-            for s, e in zip(starts[episodes], ends[episodes], strict=True)
+            np.arange(s, e - self.prediction_horizon + 1) for s, e in zip(starts[episodes], ends[episodes], strict=True)
         ]
         return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
 
@@ -120,7 +117,7 @@ class DemoStore:
         """Return training windows by index, each in 0 … ``num_windows`` - 1."""
         return self._batch(self._train[indices])
 
-    def probe(self, max_windows: int = 1024) -> DemoBatch | None:
+    def probe(self, max_windows: int = 1024) -> DemoBatch:
         """Return evenly spread held-out windows, or training windows where nothing is held out."""
         starts = self._probe if len(self._probe) else self._train
         stride = max(1, -(-len(starts) // max_windows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from inril_ray.demos.store import DemoArrays
 from inril_ray.types import InrilError
@@ -32,5 +33,5 @@ def fetch(handle: list[Any], timeout_s: float = 60.0) -> DemoArrays:
     """
     try:
         return ray.get(handle[0], timeout=timeout_s)
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise InrilError(f"The demonstration store did not answer within {timeout_s:.0f} s: {error}") from None

@@ -5,9 +5,10 @@ It never touches tensors. Fragments go from worker to learner by reference; the 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +43,10 @@ def connect(config: ExperimentConfig) -> None:
         # Ray 2.60 warns that this will become its default: leave the GPU variables of CPU-only actors alone.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if "RAY_ADDRESS" in os.environ:
-            ray.init(logging_level="warning")
+            ray.init(logging_level=logging.WARNING)
         else:
             # Logical CPUs: in sync mode workers and learner take turns, so a local cluster may have more than cores.
-            ray.init(num_cpus=max(available_cpus(), needed), logging_level="warning", log_to_driver=True)
+            ray.init(num_cpus=max(available_cpus(), needed), logging_level=logging.WARNING, log_to_driver=True)
     total = ray.cluster_resources().get("CPU", 0.0)
     if total < needed:
         raise InrilError(
@@ -87,7 +88,8 @@ class RayBackend:
         self.learner = LearnerActor.options(num_cpus=1, num_gpus=gpus).remote(config, self.demos.handle)
         self.workers = [self._spawn(i) for i in range(config.compute.num_workers)]
         self._flights: dict[int, Flight] = {}
-        self._generation, self._refs = 0, None
+        self._generation = 0
+        self._refs: Any = None
         self._get(self.learner.ready.remote(), START_TIMEOUT_S, "learner")
         for i, worker in enumerate(self.workers):
             self._get(worker.ready.remote(), START_TIMEOUT_S, f"rollout worker {i}")
@@ -166,8 +168,8 @@ class RayBackend:
         needed = 2 * len(self.workers) * meta.size_bytes
         if store and needed > STORE_SHARE * store:
             raise InrilError(
-                f"Rollouts need {needed / 2**20:.0f} MiB of the object store ({len(self.workers)} workers, two fragments "
-                f"of {meta.size_bytes / 2**20:.0f} MiB each), half of it is {STORE_SHARE * store / 2**20:.0f} MiB. "
+                f"Rollouts need {needed / 2**20:.0f} MiB of the object store: {len(self.workers)} workers, two "
+                f"fragments of {meta.size_bytes / 2**20:.0f} MiB each; half of it is {STORE_SHARE * store / 2**20:.0f} MiB. "
                 "Lower rollout.num_envs or rollout.num_decisions, or start Ray with a larger object store."
             )
 
@@ -203,7 +205,7 @@ class RayBackend:
         )
 
     # -- the rest of the contract -------------------------------------------------------------------------------------
-    def pretrain(self, progress: Callable[[int, float], None]) -> dict[str, float]:
+    def pretrain(self) -> dict[str, float]:
         """Clone the demonstrations."""
         result = self._get(self.learner.pretrain.remote(), LEARNER_TIMEOUT_S, "learner")
         self._publish(everything=True)
@@ -260,7 +262,8 @@ class RayBackend:
 
     def close(self) -> None:
         """End the actors; the cluster stays."""
-        for actor in (self.learner, *self.workers):
+        actors: list[Any] = [self.learner, *self.workers]
+        for actor in actors:
             ray.kill(actor, no_restart=True)
 
 

@@ -180,7 +180,9 @@ class SimVectorEnv(VectorEnv):
         """Put back what :meth:`get_state` returned."""
         for name in ("episode", "elapsed", "stage"):
             if state[name].shape != (self.num_envs,):
-                raise InrilError(f"Environment state {name} is for {len(state[name])} environments, not {self.num_envs}.")
+                raise InrilError(
+                    f"Environment state {name} is for {len(state[name])} environments, not {self.num_envs}."
+                )
             getattr(self, name)[:] = state[name]
 
     # -- pictures and provenance --------------------------------------------------------------------------------------
@@ -195,5 +197,3 @@ class SimVectorEnv(VectorEnv):
     def versions(self) -> dict[str, str]:
         """Return the versions of the simulator packages, for the records."""
         return {}
-
-

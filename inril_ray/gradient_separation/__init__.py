@@ -1,7 +1,7 @@
 """How the imitation gradient is kept from fighting the reinforcement gradient.
 
-To add a method: a module here with a class that has ``weights`` (see :class:`inril_ray.gradient_separation.base.Separation`)
-and one line in ``SEPARATIONS``.
+To add a method: a module here with a subclass of :class:`inril_ray.gradient_separation.base.Separation` that gives
+``weights``, and one line in ``SEPARATIONS``.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from inril_ray.gradient_separation.base import Gramian, gramian_of
 class GradientRelation:
     """Statistics over pairs of gradients taken near one point of parameter space.
 
-    ``rho`` follows the paper's sign, rho = -cos(g_IL, g_RL) of the *expected* gradients: positive is opposing. Minibatch
-    noise inflates the norms, so they are corrected by the variance between pairs; the inner product needs no
+    ``rho`` follows the paper's sign, rho = -cos(g_IL, g_RL) of the *expected* gradients: positive is opposing.
+    Minibatch noise inflates the norms, so they are corrected by the variance between pairs; the inner product needs no
     correction, since the two gradients of a pair come from different batches.
     """
 

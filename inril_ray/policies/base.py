@@ -34,6 +34,11 @@ class Normalizer(nn.Module):
     loading weights brings the ranges that they were trained with.
     """
 
+    obs_low: Tensor
+    obs_high: Tensor
+    action_low: Tensor
+    action_high: Tensor
+
     def __init__(self, stats: NormalizerStats) -> None:
         super().__init__()
         for name in ("obs_low", "obs_high", "action_low", "action_high"):

@@ -76,6 +76,14 @@ class DenoisingSchedule(nn.Module):
     Source: Ho et al. 2020, eqs. 6 and 7. The posterior variance is floored at 1e-20, as in DPPO.
     """
 
+    sqrt_alpha_bar: Tensor
+    sqrt_one_minus: Tensor
+    inverse_sqrt: Tensor
+    noise_factor: Tensor
+    clean_coef: Tensor
+    chunk_coef: Tensor
+    std: Tensor
+
     def __init__(self, num_steps: int) -> None:
         super().__init__()
         beta = cosine_betas(num_steps)
@@ -108,7 +116,7 @@ def _at(values: Tensor, t: Tensor) -> Tensor:
 
 
 class DiffusionPolicy(Policy):
-    """Two copies of one network: ``base``, cloned and then frozen, makes the first K-F denoising steps, ``actor`` the rest.
+    """Two copies of one network: ``base``, cloned and frozen, makes the first K-F denoising steps, ``actor`` the rest.
 
     Args:
         config: sizes and noise.
@@ -212,4 +220,3 @@ class DiffusionPolicy(Policy):
         t = (uniform * levels).long().clamp_max(levels - 1)
         noisy = self.schedule.add_noise(self.normalizer.action(actions), noise, t)
         return noise_prediction_loss(network(noisy, t, self.normalizer.obs(obs)), noise)
-

@@ -22,6 +22,8 @@ class StepEmbedding(nn.Module):
         dim: width of the embedding, even.
     """
 
+    frequencies: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         half = dim // 2
@@ -120,7 +122,9 @@ class ValueNetwork(nn.Module):
         activation: name.
     """
 
-    def __init__(self, obs_dim: int, hidden_dim: int = 256, num_hidden: int = 3, activation: Activation = "mish") -> None:
+    def __init__(
+        self, obs_dim: int, hidden_dim: int = 256, num_hidden: int = 3, activation: Activation = "mish"
+    ) -> None:
         super().__init__()
         self.trunk = ResidualMLP(obs_dim, hidden_dim, num_hidden, 1, activation)
 

@@ -35,5 +35,5 @@ class Schedule(ABC):
         """Return the state that a checkpoint needs."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most schedules have no state
         """Put back what :meth:`state_dict` returned."""

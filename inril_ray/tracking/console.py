@@ -22,7 +22,7 @@ class ConsoleTracker:
         self._success = "success –"
         self._progress: Progress | None = None
         if self._console.is_terminal:
-            self._progress = Progress(
+            progress = self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.completed}/{task.total}"),
@@ -32,8 +32,8 @@ class ConsoleTracker:
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._progress.add_task("iterations", total=self._total, note="")
-            self._progress.start()
+            self._task = progress.add_task("iterations", total=self._total, note="")
+            progress.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Show the newest success rate, speed and time left."""

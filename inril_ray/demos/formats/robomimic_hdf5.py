@@ -7,6 +7,7 @@ attributes ``num_samples`` and ``model_file`` and datasets ``actions``, ``states
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ import numpy as np
 from inril_ray.demos.episodes import DemoError, Episode, Expectation, FileInfo, checked_array
 from inril_ray.types import FloatArray
 
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+"""What h5py raises on damaged files."""
 SOURCE_ATTRIBUTE = "inril_source"
 """Our attribute on ``data``: JSON with ``kind`` (scripted, planner, rl) and how the file was made."""
 
@@ -32,14 +35,14 @@ class RobomimicHdf5:
         """Tell whether a file is HDF5 with a ``data`` group that has ``env_args``."""
         try:
             with h5py.File(path, "r") as file:
-                return "data" in file and "env_args" in file["data"].attrs
-        except OSError:
+                return isinstance(file.get("data"), h5py.Group)
+        except DAMAGE:
             return False
 
     @staticmethod
     def inspect(path: Path) -> FileInfo:
         """Read the metadata of a file."""
-        with _open(path) as file:
+        with _reading(path), _open(path) as file:
             return _info(path, file)
 
     @staticmethod
@@ -54,7 +57,7 @@ class RobomimicHdf5:
         Raises:
             DemoError: the file is not readable or does not fit; names file, episode and field.
         """
-        with _open(path) as file:
+        with _reading(path), _open(path) as file:
             info = _info(path, file)
             if expectation and expectation.env_name not in (None, info.env_name):
                 raise DemoError(
@@ -71,13 +74,21 @@ class RobomimicHdf5:
             if unknown:
                 raise DemoError(path, f"names episodes that are not there: {sorted(unknown)}.", field="mask/valid")
             for name in names:
-                try:
-                    yield _episode(path, name, demos[name], expectation, name in held_out)
-                except OSError as error:  # a truncated file is found out only where the missing part is read
-                    raise DemoError(path, f"is damaged or truncated ({error}).", episode=name) from None
+                with _reading(path, name):
+                    episode = _episode(path, name, demos[name], expectation, name in held_out)
+                yield episode
 
 
-def _open(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _reading(path: Path, episode: str | None = None) -> Iterator[None]:
+    """Turn what h5py raises on a damaged file into our error: a truncated file is found out only where it ends."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise DemoError(path, f"is damaged or truncated ({error}).", episode=episode) from None
+
+
+def _open(path: Path) -> Any:
     if not path.is_file():
         raise DemoError(path, "does not exist.")
     try:
@@ -86,7 +97,7 @@ def _open(path: Path) -> h5py.File:
         raise DemoError(path, f"is not a complete HDF5 file ({error}).") from None
 
 
-def _info(path: Path, file: h5py.File) -> FileInfo:
+def _info(path: Path, file: Any) -> FileInfo:
     if "data" not in file or not isinstance(file["data"], h5py.Group):
         raise DemoError(path, "is missing; a robomimic file has this group.", field="data")
     attributes = file["data"].attrs
@@ -119,7 +130,7 @@ def _info(path: Path, file: h5py.File) -> FileInfo:
     )
 
 
-def _mask(path: Path, file: h5py.File, name: str) -> set[str]:
+def _mask(path: Path, file: Any, name: str) -> set[str]:
     if "mask" not in file or name not in file["mask"]:
         return set()
     values = file["mask"][name][()]
@@ -164,9 +175,7 @@ def _episode(path: Path, name: str, group: Any, expectation: Expectation | None,
         parts.append(checked_array(path, data[()], episode=name, field=f"obs/{key}", length=length, width=width))
     if not parts:
         raise DemoError(path, "holds no low-dimensional observation.", episode=name, field="obs")
-    return Episode(
-        name=name, obs=np.concatenate(parts, axis=1), actions=actions, rewards=rewards, held_out=held_out
-    )
+    return Episode(name=name, obs=np.concatenate(parts, axis=1), actions=actions, rewards=rewards, held_out=held_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,8 +236,8 @@ def write(
         partial.unlink(missing_ok=True)
 
 
-def _write_episode(group: h5py.Group, episode: RecordedEpisode, obs_keys: tuple[tuple[str, int], ...]) -> None:
-    def put(name: str, array: FloatArray) -> None:
+def _write_episode(group: Any, episode: RecordedEpisode, obs_keys: tuple[tuple[str, int], ...]) -> None:
+    def put(name: str, array: Any) -> None:
         group.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)
 
     put("actions", episode.actions)

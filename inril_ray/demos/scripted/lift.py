@@ -8,6 +8,7 @@ from inril_ray.config import config
 from inril_ray.types import FloatArray
 
 APPROACH, DESCEND, GRASP, RAISE = range(4)
+UP = np.array([0.0, 0.0, 1.0])
 GAIN = 14.0
 """Action per metre of error; the controller saturates at 1."""
 
@@ -53,7 +54,7 @@ class LiftDemonstrator:
         hand, cube = obs[0:3].astype(np.float64), obs[9:12].astype(np.float64)
         aim = cube + self._aim
         grip = -1.0
-        above, at = aim + [0.0, 0.0, self._hover_m], aim + [0.0, 0.0, -0.004]
+        above, at = aim + UP * self._hover_m, aim - UP * 0.004
         if self._phase == APPROACH and np.hypot(*(above - hand)[:2]) < 0.012 and abs(above[2] - hand[2]) < 0.03:
             self._phase = DESCEND
         if self._phase == DESCEND and np.linalg.norm(at - hand) < 0.012:
@@ -64,7 +65,7 @@ class LiftDemonstrator:
                 self._phase, self._lift_from = RAISE, hand
         if self._phase == RAISE and np.linalg.norm(cube - hand) > 0.06:
             self._phase = APPROACH
-        goal = {APPROACH: above, DESCEND: at, GRASP: at, RAISE: self._lift_from + [0.0, 0.0, 0.12]}[self._phase]
+        goal = {APPROACH: above, DESCEND: at, GRASP: at, RAISE: self._lift_from + UP * 0.12}[self._phase]
         if self._phase in (GRASP, RAISE):
             grip = 1.0
         move = GAIN * (goal - hand)

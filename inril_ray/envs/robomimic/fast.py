@@ -36,8 +36,10 @@ class FastRobomimicEnv(SimVectorEnv):
         self, task: RobomimicTask, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int
     ) -> None:
         super().__init__(task.spec(config), num_envs, seed, purpose, first_env)
-        import mujoco
+        import_robosuite()  # first: it settles which OpenGL platform MuJoCo will use
+        import mujoco as module
 
+        mujoco: Any = module  # a C extension without type information
         self.task, self._terminate_on_success = task, config.terminate_on_success
         self._mujoco = mujoco
         template = make_robosuite(task, self.env_rng(0))
@@ -304,8 +306,3 @@ def slim(xml: str) -> str:
         root.remove(size)
     ElementTree.SubElement(root, "size").set("memory", ARENA_MEMORY)
     return ElementTree.tostring(root, encoding="unicode")
-
-
-def robosuite_version() -> str:
-    """Return the installed release of robosuite."""
-    return str(import_robosuite().__version__)

@@ -79,7 +79,7 @@ def goal_rotation(rotvec, current):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True, error_model="numpy")
-def osc_torques(  # noqa: ANN201, PLR0913
+def osc_torques(  # noqa: ANN201
     mass,  # noqa: ANN001
     jac_pos,  # noqa: ANN001
     jac_rot,  # noqa: ANN001

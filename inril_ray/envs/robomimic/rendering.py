@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +23,9 @@ class Renderer:
     """
 
     def __init__(self, xml: str, width: int, height: int) -> None:
-        # Without a display, MuJoCo picks GLFW and fails; EGL works on GPUs and on Mesa's software driver alike.
-        if "DISPLAY" not in os.environ:
-            os.environ.setdefault("MUJOCO_GL", "egl")
-        import mujoco
+        import mujoco as module
 
+        mujoco: Any = module  # a C extension without type information
         self._mujoco = mujoco
         self._model = mujoco.MjModel.from_xml_string(xml)
         self._data = mujoco.MjData(self._model)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome
-from inril_ray.envs.robomimic.tasks import RobomimicTask, make_robosuite
 from inril_ray.envs.robomimic.rendering import Renderer, package_versions
+from inril_ray.envs.robomimic.tasks import RobomimicTask, make_robosuite
 from inril_ray.types import BoolArray, FloatArray
 
 

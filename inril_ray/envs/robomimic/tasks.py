@@ -123,13 +123,18 @@ def import_robosuite() -> Any:
     Raises:
         InrilError: it is missing or is another release; the message says what to install.
     """
+    # MuJoCo chooses its OpenGL platform when it is first imported. Without a display its default, GLFW, can't work; EGL
+    # does, on GPUs and on Mesa's software driver alike.
+    if "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
     # On import robosuite turns every logger to its own handlers and, without a display, probes for OpenGL.
     with quiet():
         try:
             import robosuite
         except ImportError as error:
             raise InrilError(
-                f"The Robomimic tasks need robosuite 1.5.2 ({error}). Install it with: pip install 'inril-ray[robosuite]'"
+                f"The Robomimic tasks need robosuite 1.5.2 ({error}). "
+                "Install it with: pip install 'inril-ray[robosuite]'"
             ) from None
     if robosuite.__version__ != "1.5.2":
         raise InrilError(

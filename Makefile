@@ -1,0 +1,86 @@
+# On a fresh machine `make demo` and `make test` each set everything up by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo demos test test-fast check format format-check lint types arch golden lock bench bench-sim \
+	bench-ray bench-store bench-interleave bench-learning clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+$(READY): requirements.lock pyproject.toml
+	@echo "Setting up $(VENV): 7 GB of packages (PyTorch with CUDA is most of it); minutes on a fast line, once."
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, found {v[0]}.{v[1]}. Try: make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet "uv>=0.5"
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	@$(BIN)/python -m pip install --quiet "uv>=0.5"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(READY)
+
+setup: $(READY)  ## make the virtual environment from the lock file
+
+demo: $(READY)  ## clone demonstrations, fine-tune with IN-RIL on a local Ray cluster, write a report
+	@echo "robomimic Lift: clones 10 scripted demonstrations, fine-tunes for 240,000 env steps on a local Ray cluster,"
+	@echo "evaluates on 200 episodes before and after. About 8 minutes and 3 GiB on two cores. Result: runs/demo/."
+	@rm -rf runs/demo
+	$(BIN)/inril train --config demo --out runs/demo
+	@echo "Look at runs/demo/report.html, runs/demo/summary.json, and: $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+
+demos: $(READY)  ## make the bundled data set again, with its fixed seed
+	$(BIN)/inril demos make robomimic/lift --out inril_ray/data/lift_scripted.hdf5 --num 12 --held-out 2 --seed 0 \
+		--set noise=0.3 --set aim_error_m=0.012
+
+test: $(READY)  ## run all tests
+	@echo "All tests: unit, contract, simulator, Ray and command line. About 6 minutes on two cores."
+	$(BIN)/pytest -q
+
+test-fast: $(READY)  ## run the tests that need neither Ray nor a simulator
+	$(BIN)/pytest -q -m "not ray and not sim and not slow"
+
+check: format-check lint types arch test  ## what CI runs
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix-only --quiet .
+
+format-check: $(READY)
+	$(BIN)/ruff format --check --quiet . || (echo "Run: make format"; exit 1)
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check --quiet .
+
+types: $(READY)  ## pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+arch: $(READY)  ## import-linter: imports point down
+	$(BIN)/lint-imports
+
+golden: $(READY)  ## make the golden files again and print what moved
+	$(BIN)/python -m tests.update_golden
+
+lock: $(READY)  ## pin the dependencies of pyproject.toml again
+	$(BIN)/uv pip compile pyproject.toml --extra robosuite --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --quiet -o requirements.lock
+
+bench: bench-sim bench-store bench-ray bench-interleave  ## the short benchmarks, 10 minutes; results in benchmarks/results
+
+bench-sim: $(READY)
+	$(BIN)/python -m benchmarks.sim
+
+bench-store: $(READY)
+	$(BIN)/python -m benchmarks.store
+
+bench-ray: $(READY)
+	$(BIN)/python -m benchmarks.ray_overhead
+
+bench-interleave: $(READY)
+	$(BIN)/python -m benchmarks.interleave
+
+bench-learning: $(READY)  ## the long run: three seeds of Lift to 95 %, about an hour on two cores
+	$(BIN)/python -m benchmarks.learning
+
+clean:  ## remove what was built; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache

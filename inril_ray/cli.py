@@ -1,0 +1,305 @@
+"""The ``inril`` command. Prints results and errors; everything else is in the layers below."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from inril_ray import __version__
+from inril_ray.threads import limit_native_threads
+from inril_ray.types import InrilError
+
+EPILOG = """examples:
+  inril train --config demo                       the run of `make demo`
+  inril train --task robomimic/lift --algorithm dppo --set interleave.every=10 --set separation=upgrad
+  inril train --resume runs/RUN                   go on where a run stopped
+  inril verdict --config demo --seeds 0 1 2       does interleaving help on my task?
+  inril demos inspect FILE                        what is in a demonstration file?
+  inril doctor                                    what is installed, what does each task need?
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0 done, 1 a problem that the message explains, 2 wrong usage."""
+    limit_native_threads()
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except InrilError as error:
+        print(f"inril: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("inril: interrupted; go on with: inril train --resume RUN_DIRECTORY", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="inril",
+        description="Fine-tune behaviour-cloned robot policies with interleaved reinforcement and imitation learning.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"inril {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="clone demonstrations, then fine-tune; or resume a run")
+    _add_config(train)
+    train.add_argument("--out", type=Path, help="run directory (default: runs/TASK-ALGORITHM-SCHEDULE-sSEED-TIME)")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on from the newest intact checkpoint of a run")
+    train.add_argument("--local", action="store_true", help="one process, without Ray: for debugging")
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("eval", help="measure the success rate of a run's policy")
+    evaluate.add_argument("run", type=Path, help="run directory")
+    evaluate.add_argument("--episodes", type=int, default=200)
+    evaluate.add_argument(
+        "--policy", choices=("final", "base"), default="final", help="newest checkpoint, or the clone"
+    )
+    evaluate.add_argument("--backend", choices=("fast", "stock"), help="simulator, if not that of the run")
+    evaluate.add_argument("--video", type=Path, metavar="FILE.mp4", help="also film the first episode")
+    evaluate.set_defaults(command=_evaluate)
+
+    verdict = commands.add_parser("verdict", help="does interleaving help? paired seeds, intervals, one sentence")
+    _add_config(verdict)
+    verdict.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="at least 3 (default: 0 to 4)")
+    verdict.add_argument(
+        "--out", type=Path, help="directory (default: runs/verdict-TASK-TIME); go on there if it exists"
+    )
+    verdict.add_argument("--local", action="store_true", help="one process, without Ray")
+    verdict.set_defaults(command=_verdict)
+
+    demos = commands.add_parser("demos", help="make, inspect and convert demonstrations")
+    kinds = demos.add_subparsers(required=True, metavar="ACTION")
+    make = kinds.add_parser("make", help="record a scripted demonstrator in robomimic HDF5")
+    make.add_argument("task", help="for example robomimic/lift")
+    make.add_argument("--out", type=Path, required=True, help="file to write")
+    make.add_argument("--num", type=int, default=20, help="successful episodes to keep (default: 20)")
+    make.add_argument("--held-out", type=int, default=2, help="of them in the mask `valid` (default: 2)")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="quality, for example noise=0.3")
+    make.set_defaults(command=_demos_make)
+    inspect = kinds.add_parser("inspect", help="print episodes, lengths, dimensions, returns, warnings")
+    inspect.add_argument("file", type=Path)
+    inspect.add_argument("--task", help="also check the file against a task")
+    inspect.set_defaults(command=_demos_inspect)
+    convert = kinds.add_parser("convert", help="convert to one Arrow file")
+    convert.add_argument("file", type=Path)
+    convert.add_argument("target", type=Path)
+    convert.add_argument("--task", required=True, help="the task that the demonstrations are for")
+    convert.set_defaults(command=_demos_convert)
+
+    report = commands.add_parser("report", help="write report.html of a run or a verdict")
+    report.add_argument("directory", type=Path)
+    report.set_defaults(command=_report)
+
+    doctor = commands.add_parser("doctor", help="what is installed, and what each task needs")
+    doctor.set_defaults(command=_doctor)
+    return top
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", help="YAML file, or the name of a shipped configuration, such as demo")
+    for name in ("task", "demos", "algorithm", "schedule", "separation"):
+        command.add_argument(f"--{name}", help=f"short for --set {name}=…")
+    command.add_argument("--seed", type=int, help="short for --set seed=…")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example interleave.every=10"
+    )
+
+
+def _layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from inril_ray.config import parse_overrides, read_yaml
+    from inril_ray.experiment import shipped_config
+
+    layers = []
+    if arguments.config:
+        path = Path(arguments.config)
+        layers.append(read_yaml(path) if path.suffix in (".yaml", ".yml") else shipped_config(arguments.config))
+    names = ("task", "demos", "algorithm", "schedule", "separation", "seed")
+    layers.append({n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None})
+    layers.append(parse_overrides(arguments.set))
+    return layers
+
+
+def _make_backend(local: bool) -> Any:
+    if local:
+        from inril_ray.run import LocalBackend
+
+        return LocalBackend
+    from inril_ray.distributed.driver import RayBackend
+
+    return RayBackend
+
+
+def _default_out(*words: str) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / "-".join([*(w.replace("/", "_") for w in words), stamp])
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    from inril_ray.config import fingerprint, merge
+    from inril_ray.experiment import load_config, resolved
+    from inril_ray.run import read_config, run
+
+    layers = _layers(arguments)
+    if arguments.resume:
+        allowed = [layer for layer in layers if layer]
+        extra = {key for layer in allowed for key in layer} - {"num_iterations"}
+        if extra:
+            raise InrilError(
+                f"--resume keeps the run's configuration; only num_iterations may change, not {sorted(extra)}."
+            )
+        out = arguments.resume
+        config = read_config(out)
+        for layer in allowed:
+            config = load_config([merge(resolved(config), layer)])
+    else:
+        config = load_config(layers)
+        words = (config.task, config.algorithm, config.schedule, f"s{config.seed}")
+        out = arguments.out or _default_out(*words)
+    plain = resolved(config)
+    print(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None), end="")
+    print(f"configuration {fingerprint(plain)}, run directory {out}", flush=True)
+    run(config, out, _make_backend(arguments.local), resume=bool(arguments.resume))
+    from inril_ray.report import write_run_report
+
+    print(f"Report: {write_run_report(out)}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from inril_ray import checkpoint
+    from inril_ray.config import merge
+    from inril_ray.evaluate import evaluation_metrics
+    from inril_ray.experiment import WorkerParts, load_config, resolved
+    from inril_ray.media import config_fps, film, write_video
+    from inril_ray.run import read_config, read_pretrained
+    from inril_ray.statistics import rate
+    from inril_ray.threads import torch_threads
+
+    config = read_config(arguments.run)
+    if arguments.backend:
+        config = load_config([merge(resolved(config), {"env": {"backend": arguments.backend}})])
+    if arguments.episodes < 1:
+        raise InrilError(f"--episodes {arguments.episodes}: at least 1 is needed.")
+    if arguments.policy == "base":
+        weights = read_pretrained(arguments.run)
+    else:
+        saved, _ = checkpoint.read_latest(arguments.run / "checkpoints")
+        weights = saved["backend"]["learner"]["modules"]["policy"]
+    small = merge(resolved(config), {"rollout": {"num_envs": 1}})
+    parts = WorkerParts(load_config([small]), 0, 1)
+    parts.load_weights(weights)
+    with torch_threads(1):
+        metrics = evaluation_metrics(parts.evaluate(arguments.episodes))
+    success = rate(round(metrics["success_rate"] * arguments.episodes), arguments.episodes)
+    print(f"{arguments.policy} policy of {arguments.run}, {config.env.backend} simulator: {success}")
+    print(json.dumps({k: round(v, 4) for k, v in metrics.items()}))
+    if arguments.video:
+        frames, outcome = film(config, weights, 0)
+        write_video(arguments.video, frames, fps=config_fps(config))
+        print(f"{arguments.video}: evaluation episode 0, {'success' if outcome else 'failure'}")
+
+
+def _verdict(arguments: argparse.Namespace) -> None:
+    from inril_ray.experiment import load_config
+    from inril_ray.report import write_run_report, write_verdict_report
+    from inril_ray.run import run
+    from inril_ray.verdict import result_lines, verdict
+
+    layers = _layers(arguments)
+    out = arguments.out or _default_out("verdict", load_config(layers).task)
+    make_backend = _make_backend(arguments.local)
+
+    def run_one(config: Any, path: Path, resume: bool) -> dict[str, Any]:
+        summary = run(config, path, make_backend, resume=resume)
+        write_run_report(path)
+        return summary
+
+    result = verdict(layers, out, seeds=arguments.seeds, run_one=run_one)
+    print("\n".join(result_lines(result)))
+    print(f"Report: {write_verdict_report(out)}")
+
+
+def _demos_make(arguments: argparse.Namespace) -> None:
+    from inril_ray.config import parse_overrides
+    from inril_ray.record import record
+
+    result = record(
+        arguments.task,
+        arguments.out,
+        num_demos=arguments.num,
+        seed=arguments.seed,
+        held_out=arguments.held_out,
+        quality=parse_overrides(arguments.set),
+    )
+    success, tried = 100 * result["demonstrator_success_rate"], result["episodes_tried"]
+    print(
+        f"{arguments.out}: {arguments.num} scripted demonstrations, mean length {result['mean_length']:.0f} steps; the "
+        f"demonstrator succeeded in {success:.0f} % of {tried:.0f} episodes."
+    )
+
+
+def _expectation(task: str) -> Any:
+    from inril_ray import envs
+    from inril_ray.demos.episodes import Expectation
+    from inril_ray.envs.base import EnvConfig
+
+    spec = envs.spec(task, EnvConfig())
+    return Expectation(env_name=spec.recorded_as, obs_keys=spec.obs_keys, action_dim=spec.action_dim)
+
+
+def _demos_inspect(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from inril_ray.demos.store import load
+
+    arrays = load(arguments.file, _expectation(arguments.task) if arguments.task else None)
+    lengths = np.diff(arrays.episode_starts)
+    returns = np.add.reduceat(arrays.rewards, arrays.episode_starts[:-1])
+    info = arrays.info
+    print(f"{arguments.file}: {info.format}, environment {info.env_name}, semantics {info.semantics}")
+    print(f"source        {info.source}")
+    print(f"episodes      {len(lengths)} ({int(arrays.held_out.sum())} held out)")
+    print(
+        f"steps         {len(arrays.obs)}; length {lengths.min()} to {lengths.max()}, median {np.median(lengths):.0f}"
+    )
+    print(f"dimensions    observation {arrays.obs.shape[1]}, action {arrays.actions.shape[1]}")
+    print(f"returns       {returns.min():.2f} to {returns.max():.2f}, mean {returns.mean():.2f}")
+    print(f"success       {int((returns > 0).sum())} of {len(returns)} episodes have a positive return")
+    print(f"content       SHA-256 {info.content_hash}")
+    for warning in info.metadata.get("warnings", ()):
+        print(f"warning       {warning}")
+
+
+def _demos_convert(arguments: argparse.Namespace) -> None:
+    from inril_ray.demos.store import convert
+
+    arrays = convert(arguments.file, arguments.target, _expectation(arguments.task))
+    print(f"{arguments.target}: {len(arrays.held_out)} episodes, {len(arrays.obs)} steps, {arrays.size_bytes()} bytes")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from inril_ray.report import write_run_report, write_verdict_report
+
+    write = write_verdict_report if (arguments.directory / "verdict.json").is_file() else write_run_report
+    print(f"Report: {write(arguments.directory)}")
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from inril_ray.doctor import examine
+
+    print("\n".join(examine()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

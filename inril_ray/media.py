@@ -1,0 +1,104 @@
+"""Pictures of one evaluation episode before and after fine-tuning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from inril_ray import checkpoint, envs
+from inril_ray.envs.base import PURPOSES
+from inril_ray.envs.chunking import ChunkedEnv
+from inril_ray.experiment import ExperimentConfig, build_policy, task_spec
+from inril_ray.policies.base import Policy
+from inril_ray.rollout import ActionNoise
+from inril_ray.types import InrilError
+
+
+def choose_episode(before: Sequence[int], after: Sequence[int], num_envs: int) -> int:
+    """Return an evaluation episode that failed before and succeeded after, or the first one.
+
+    Only the first round is considered, whose noise streams can be begun anew.
+    """
+    pairs = list(zip(before, after, strict=False))[:num_envs]
+    return next((i for i, (b, a) in enumerate(pairs) if not b and a), 0)
+
+
+def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> tuple[list[np.ndarray], bool]:
+    """Run one evaluation episode of a policy and draw every second control step.
+
+    Returns:
+        frames [height, width, 3], and whether the episode succeeded.
+
+    Raises:
+        InrilError: no OpenGL library, or the simulator has no pictures.
+    """
+    policy = build_policy(config, task_spec(config))
+    checkpoint.load_module(policy, dict(weights))
+    policy.eval()
+    sim = envs.make(config.task, num_envs=1, seed=config.seed, config=config.env, purpose="eval", first_env=episode)
+    frames = [sim.render_env(0)]
+    advance = sim.advance
+
+    def filmed(actions: np.ndarray, active: np.ndarray) -> Any:
+        outcome = advance(actions, active)
+        if sim.elapsed[0] % 2 == 1:
+            frames.append(sim.render_env(0))
+        return outcome
+
+    sim.advance = filmed  # type: ignore[method-assign]
+    return frames, _play(ChunkedEnv(sim, policy.action_horizon), policy, config.seed, episode)
+
+
+@torch.no_grad()
+def _play(env: ChunkedEnv, policy: Policy, seed: int, episode: int) -> bool:
+    noise = ActionNoise(seed, PURPOSES.index("eval"), [episode], policy.noise_shape)
+    obs = env.reset()
+    while True:
+        action = policy.act(torch.from_numpy(obs), noise.draw(), deterministic=True)
+        obs = env.step(action.chunk.numpy()).obs
+        ended = env.pop_episodes()
+        if len(ended.success):
+            return bool(ended.success[0])
+
+
+def write_before_and_after(
+    run_dir: Path, config: ExperimentConfig, base: Mapping[str, Any], final: Mapping[str, Any], episode: int
+) -> str:
+    """Write ``media/before.mp4``, ``after.mp4`` and ``media.json`` into a run directory; return a sentence.
+
+    Where nothing can be rendered, ``media.json`` says why and the run goes on.
+    """
+    folder = run_dir / "media"
+    folder.mkdir(exist_ok=True)
+    record: dict[str, Any] = {"episode": episode}
+    try:
+        for name, weights in (("before", base), ("after", final)):
+            frames, success = film(config, weights, episode)
+            write_video(folder / f"{name}.mp4", frames, fps=config_fps(config))
+            record[name] = "success" if success else "failure"
+        record["note"] = (
+            f"Evaluation episode {episode}: {record['before']} before, {record['after']} after fine-tuning."
+        )
+    except InrilError as error:
+        record = {"error": f"No pictures: {error}"}
+    (folder / "media.json").write_text(json.dumps(record))
+    return str(record.get("note") or record["error"])
+
+
+def config_fps(config: ExperimentConfig) -> float:
+    """Return the frame rate at which every second control step plays in real time."""
+    return task_spec(config).control_hz / 2
+
+
+def write_video(path: Path, frames: list[np.ndarray], fps: float) -> None:
+    """Write frames [height, width, 3] as MP4."""
+    import imageio.v2 as imageio
+
+    with imageio.get_writer(path, fps=fps, codec="libx264", quality=7, macro_block_size=16) as writer:
+        for frame in frames:
+            writer.append_data(frame)  # type: ignore[attr-defined]

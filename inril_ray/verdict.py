@@ -1,0 +1,245 @@
+"""Does interleaving help on this task? Paired seeds, equal environment steps, intervals, one plain sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from inril_ray.config import fingerprint
+from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved
+from inril_ray.run import provenance, write_json
+from inril_ray.statistics import Estimate, probability_of_improvement, stratified_bootstrap
+from inril_ray.types import InrilError
+
+CONTROL = "rl_only"
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rl_only": ("RL only", {"schedule": "rl_only"}),
+    "inril": ("IN-RIL", {}),
+}
+"""Arm to its label and what it changes in the configuration."""
+MIN_SEEDS = 3
+MAX_MORE_SEEDS = 200
+
+RunOne = Callable[[ExperimentConfig, Path, bool], dict[str, Any]]
+"""(config, run directory, resume) -> summary."""
+
+
+def verdict(
+    layers: Sequence[Mapping[str, Any]],
+    directory: Path,
+    *,
+    seeds: Sequence[int],
+    run_one: RunOne,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run both arms at every seed from one cloned policy and compare them.
+
+    Finished runs in ``directory`` are kept, unfinished ones go on, so an interrupted verdict can be started again.
+
+    Args:
+        layers: configuration of the IN-RIL arm; see :func:`inril_ray.experiment.load_config`.
+        directory: where everything goes.
+        seeds: at least 3, all different.
+        run_one: runs one experiment.
+        say: prints a line.
+
+    Returns:
+        what ``verdict.json`` holds.
+
+    Raises:
+        InrilError: too few or repeated seeds, or the directory is of another configuration.
+    """
+    if len(seeds) < MIN_SEEDS or len(set(seeds)) != len(seeds):
+        raise InrilError(f"seeds = {list(seeds)}: a verdict needs at least {MIN_SEEDS} different seeds.")
+    config = load_config(layers)
+    if config.schedule == "rl_only":
+        raise InrilError(
+            "schedule = 'rl_only': this arm is the control; configure the interleaving to compare it with."
+        )
+    base_dir = _base_policy(layers, config, directory, run_one, say)
+    summaries: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    paths: dict[str, list[str]] = {arm: [] for arm in ARMS}
+    for seed in seeds:
+        for arm, (label, changes) in ARMS.items():
+            say(f"--- {label}, seed {seed}")
+            own = {"seed": seed, "pretrained": str(base_dir), "video": False, **changes}
+            arm_config = load_config([*layers, own])
+            path = directory / f"{arm}_seed{seed}"
+            summaries[arm].append(_finished(path, arm_config) or run_one(arm_config, path, _has_checkpoint(path)))
+            paths[arm].append(path.name)
+    result = compare(summaries, paths, seeds)
+    demos = load_demos(config).info
+    result |= {
+        "task": config.task,
+        "algorithm": config.algorithm,
+        "demos": {"source": demos.source, "file": demos.source_file, "hash": demos.content_hash},
+        **provenance(),
+    }
+    write_json(directory / "verdict.json", result)
+    return result
+
+
+def _base_policy(
+    layers: Sequence[Mapping[str, Any]], config: ExperimentConfig, directory: Path, run_one: RunOne, say: Any
+) -> Path:
+    """Clone the one policy that all runs start from: a run of a single iteration, whose fine-tuning is not used."""
+    if config.pretrained is not None:
+        return Path(config.pretrained).resolve()
+    path = directory / "base"
+    only = {"num_iterations": 1, "video": False, "evaluation": {"final_episodes": 1}}
+    base_config = load_config([*layers, only])
+    if _finished(path, base_config) is None:
+        say("--- cloning the policy that every run starts from")
+        run_one(base_config, path, _has_checkpoint(path))
+    return path.resolve()
+
+
+def _has_checkpoint(path: Path) -> bool:
+    return (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
+
+
+def _finished(path: Path, config: ExperimentConfig) -> dict[str, Any] | None:
+    file = path / "summary.json"
+    if not file.is_file():
+        return None
+    summary = json.loads(file.read_text())
+    if summary["config_hash"] != fingerprint(resolved(config)):
+        raise InrilError(f"{path} holds a run of another configuration; choose another --out.")
+    return summary
+
+
+def compare(
+    summaries: Mapping[str, list[dict[str, Any]]], paths: Mapping[str, list[str]], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Compare every arm with the control.
+
+    Args:
+        summaries: arm to the summaries of its runs, in the order of ``seeds``.
+        paths: arm to the names of its run directories.
+        seeds: of the runs.
+
+    Raises:
+        InrilError: the arms differ in environment steps.
+    """
+    steps = {s["env_steps"] for runs in summaries.values() for s in runs}
+    if len(steps) != 1:
+        raise InrilError(f"The runs differ in environment steps ({sorted(steps)}); they can't be compared.")
+    scores = {arm: np.array([s["final"]["success_rate"] for s in runs]) for arm, runs in summaries.items()}
+    arms = {}
+    for arm, runs in summaries.items():
+        counters = [s["counters"] for s in runs]
+        arms[arm] = {
+            "label": ARMS[arm][0],
+            "overrides": ARMS[arm][1],
+            "scores": scores[arm].tolist(),
+            "rl_updates": [c["rl_updates"] for c in counters],
+            "il_updates": [c["il_updates"] for c in counters],
+            "seconds": [sum(s["seconds_by_phase"].values()) for s in runs],
+            "iqm": vars(stratified_bootstrap([scores[arm]])),
+            "runs": paths[arm],
+        }
+    comparisons = {}
+    for arm in summaries:
+        if arm != CONTROL:
+            comparisons[arm] = judge(scores[arm], scores[CONTROL], ARMS[arm][0], ARMS[CONTROL][0])
+    base = summaries[CONTROL][0]["base"]
+    return {
+        "seeds": list(seeds),
+        "env_steps": steps.pop(),
+        "episodes_per_run": int(summaries[CONTROL][0]["final"]["eval_episodes"]),
+        "base": {k: v for k, v in base.items() if k != "outcomes"},
+        "arms": arms,
+        "comparisons": comparisons,
+    }
+
+
+def judge(treatment: np.ndarray, control: np.ndarray, name: str, control_name: str) -> dict[str, Any]:
+    """Return difference, probability of improvement and the sentence.
+
+    Two intervals of the paired difference must agree that it is not zero before a side is taken: the bootstrap's, which
+    is reported, and Student's t. With few seeds the bootstrap alone is far too narrow (three seeds of one sign would
+    decide, which happens by chance in one case of four).
+
+    Args:
+        treatment: [S] final success rates by seed.
+        control: [S] at the same seeds.
+        name: of the treatment, for the sentence.
+        control_name: of the control.
+    """
+    difference = stratified_bootstrap([treatment], paired=[control])
+    improvement = probability_of_improvement(treatment, control)
+    low, high = paired_t_interval(treatment - control)
+    outcome = "can't tell yet"
+    if min(difference.low, low) > 0:
+        outcome = "helps"
+    elif max(difference.high, high) < 0:
+        outcome = "hurts"
+    more = more_seeds(treatment - control) if outcome == "can't tell yet" else None
+    return {
+        "against": CONTROL,
+        "difference": vars(difference),
+        "t_interval": {"low": low, "high": high},
+        "probability_of_improvement": vars(improvement),
+        "verdict": outcome,
+        "sentence": _sentence(outcome, difference, name, control_name, len(treatment), more),
+        "more_seeds": more,
+    }
+
+
+def paired_t_interval(differences: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of paired differences [S], by Student's t."""
+    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * deviation / math.sqrt(len(differences))
+    return mean - half, mean + half
+
+
+def more_seeds(differences: np.ndarray) -> int | None:
+    """Return how many more paired seeds would show the observed mean difference with 80 % power at the 5 % level.
+
+    None where the observed difference is too small for any affordable number. Source: the normal approximation of the
+    paired t-test, n = ((1.96 + 0.84) s / d)^2.
+    """
+    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    if mean == 0.0:
+        return None
+    needed = math.ceil(((1.96 + 0.84) * deviation / mean) ** 2)
+    more = max(1, needed - len(differences))
+    return more if more <= MAX_MORE_SEEDS else None
+
+
+def _sentence(outcome: str, difference: Estimate, name: str, control: str, num_seeds: int, more: int | None) -> str:
+    points, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
+    interval = f"{points:+.1f} percentage points [{low:+.1f}, {high:+.1f}] over {num_seeds} paired seeds"
+    if outcome == "helps":
+        return f"{name} helps: its success rate differs from {control}'s by {interval}."
+    if outcome == "hurts":
+        return f"{name} hurts: its success rate differs from {control}'s by {interval}."
+    if more is None:
+        return (
+            f"Can't tell yet: {name} differs from {control} by {interval}; so small a difference would need more than "
+            f"{MAX_MORE_SEEDS} further seeds."
+        )
+    return f"Can't tell yet: {name} differs from {control} by {interval}; about {more} more paired seeds would tell."
+
+
+def result_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return what the command prints."""
+    lines = []
+    for arm in result["arms"].values():
+        iqm = arm["iqm"]
+        scores = ", ".join(f"{100 * s:.1f}" for s in arm["scores"])
+        lines.append(
+            f"{arm['label']:8s} interquartile mean {100 * iqm['value']:.1f} % "
+            f"[{100 * iqm['low']:.1f}, {100 * iqm['high']:.1f}]  (seeds: {scores})"
+        )
+    for comparison in result["comparisons"].values():
+        p = comparison["probability_of_improvement"]
+        lines.append(f"probability of improvement {p['value']:.2f} [{p['low']:.2f}, {p['high']:.2f}]")
+        lines.append(comparison["sentence"])
+    return lines
