@@ -169,8 +169,9 @@ class RayBackend:
         if store and needed > STORE_SHARE * store:
             raise InrilError(
                 f"Rollouts need {needed / 2**20:.0f} MiB of the object store: {len(self.workers)} workers, two "
-                f"fragments of {meta.size_bytes / 2**20:.0f} MiB each; half of it is {STORE_SHARE * store / 2**20:.0f} MiB. "
-                "Lower rollout.num_envs or rollout.num_decisions, or start Ray with a larger object store."
+                f"fragments of {meta.size_bytes / 2**20:.0f} MiB each; half of it is "
+                f"{STORE_SHARE * store / 2**20:.0f} MiB. Lower rollout.num_envs or "
+                "rollout.num_decisions, or start Ray with a larger object store."
             )
 
     def iterate(self) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Simulators behind one contract.
 
 To add one: a module here with a subclass of :class:`inril_ray.envs.base.SimVectorEnv`, which gives two batched
-primitives, ``advance`` and ``_begin_episodes``, and one line for each task in ``TASKS``, pointing to an object that gives
-the spec of the task and makes it. The adapter imports its simulator inside its constructor, so that configurations can
+primitives, ``advance`` and ``_begin_episodes``; and one line for each task in ``TASKS``, pointing to an object that
+gives the spec of the task and makes it. The adapter imports its simulator inside its constructor, so configurations can
 be checked on a machine without it. The contract tests run over the table.
 """
 

@@ -146,13 +146,15 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def _episode(path: Path, name: str, group: Any, expectation: Expectation | None, held_out: bool) -> Episode:
-    if not isinstance(group, h5py.Group):
-        raise DemoError(path, "is not a group.", episode=name)
+    if not isinstance(group, h5py.Group) or not isinstance(group.get("obs", group), h5py.Group):
+        raise DemoError(path, "is not a group, or its observations are not.", episode=name)
     for required in ("actions", "obs"):
         if required not in group:
             raise DemoError(path, "is missing.", episode=name, field=required)
-    action_dim = expectation.action_dim if expectation else group["actions"].shape[-1]
-    actions = checked_array(path, group["actions"][()], episode=name, field="actions", width=action_dim)
+    actions_data: Any = group["actions"]
+    observed: Any = group["obs"]
+    action_dim = expectation.action_dim if expectation else actions_data.shape[-1]
+    actions = checked_array(path, actions_data[()], episode=name, field="actions", width=action_dim)
     length = len(actions)
     stated = group.attrs.get("num_samples")
     if stated is not None and int(stated) != length:
@@ -161,13 +163,13 @@ def _episode(path: Path, name: str, group: Any, expectation: Expectation | None,
         rewards = checked_array(path, group["rewards"][()], episode=name, field="rewards", length=length)
     else:
         rewards = np.zeros(length, np.float32)
-    keys = expectation.obs_keys if expectation else tuple((k, None) for k in sorted(group["obs"]))
+    keys = expectation.obs_keys if expectation else tuple((k, None) for k in sorted(observed))
     parts = []
     for key, width in keys:
-        if key not in group["obs"]:
-            found = ", ".join(sorted(group["obs"])) or "none"
+        if key not in observed:
+            found = ", ".join(sorted(observed)) or "none"
             raise DemoError(path, f"is missing; found: {found}.", episode=name, field=f"obs/{key}")
-        data = group["obs"][key]
+        data = observed[key]
         if width is None:
             if len(data.shape) != 2:
                 continue  # images, when no task says which keys are wanted

@@ -1,0 +1,90 @@
+"""What runs leave behind, read without trust in its being complete."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from inril_ray.tracking.jsonl import FILE, read_metrics
+
+Points = list[tuple[float, float]]
+"""(environment steps, value)."""
+
+
+def read_tree(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Return a JSON object and, where it is missing or damaged, an empty one and a sentence that says so."""
+    try:
+        tree = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}, f"{path.name} is missing."
+    except (OSError, ValueError) as error:
+        return {}, f"{path.name} is damaged: {error}."
+    return (tree, None) if isinstance(tree, dict) else ({}, f"{path.name} is damaged: it holds no object.")
+
+
+def read_records(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the metric records of a run and, where there are none, a sentence that says so."""
+    try:
+        records = [r for r in read_metrics(run_dir) if isinstance(r, dict)]
+    except (OSError, ValueError) as error:
+        return [], f"{FILE} is damaged: {error}."
+    return records, None if records else f"{FILE} is missing or empty."
+
+
+def at(tree: Any, *keys: str) -> Any:
+    """Return what lies under ``keys`` in nested mappings, or None."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as float, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def points(records: Iterable[Mapping[str, Any]], name: str, scale: float = 1.0) -> Points:
+    """Return a metric against environment steps, where it was recorded."""
+    found = []
+    for record in records:
+        steps, value = number(record.get("env_steps")), number(record.get(name))
+        if steps is not None and value is not None:
+            found.append((steps, scale * value))
+    return found
+
+
+def count(value: Any) -> str:
+    """Return a whole number with thin spaces between thousands."""
+    found = number(value)
+    return "not recorded" if found is None else f"{round(found):,}".replace(",", "\u202f")
+
+
+def percent(value: Any) -> str:
+    """Return a share in per cent."""
+    found = number(value)
+    return "not recorded" if found is None else f"{100 * found:.1f}\u00a0%"
+
+
+def interval(low: Any, high: Any, scale: float = 100.0, digits: int = 1, sign: str = "") -> str:
+    """Return an interval in brackets."""
+    ends = number(low), number(high)
+    if ends[0] is None or ends[1] is None:
+        return "[no interval]"
+    return f"[{scale * ends[0]:{sign}.{digits}f}, {scale * ends[1]:{sign}.{digits}f}]".replace("-", "−")
+
+
+def rate_text(outcome: Any) -> str:
+    """Return e.g. ``48.0 % [41.2, 54.9]``."""
+    ends = interval(at(outcome, "success_rate_low"), at(outcome, "success_rate_high"))
+    return f"{percent(at(outcome, 'success_rate'))} {ends}"
+
+
+def source_label(demos: Any) -> str:
+    """Return who made the demonstrations, in words that go beside a number."""
+    source = at(demos, "source")
+    return f"{source} demonstrations" if source else "demonstrations of unrecorded origin"

@@ -1,0 +1,252 @@
+"""Small stand-ins: a point-mass environment, demonstrations of it, and builders of tiny policies and learners.
+
+``FakeEnv`` moves a point in the plane. The observation is [x, y, elapsed / limit]; an episode succeeds within ``radius``
+of the origin. Its task object is :data:`FAKE_TASK`; ``register_fake_task(monkeypatch)`` makes it a name of the library.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from inril_ray import envs
+from inril_ray.algorithms import ALGORITHMS
+from inril_ray.algorithms.base import OnPolicyAlgorithm
+from inril_ray.config import build
+from inril_ray.demos.store import DemoArrays, DemoInfo, DemoStore
+from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome
+from inril_ray.envs.chunking import ChunkedEnv
+from inril_ray.gradient_separation import SEPARATIONS
+from inril_ray.learner import InterleaveConfig, Learner
+from inril_ray.policies import POLICIES
+from inril_ray.policies.base import Policy
+from inril_ray.registry import resolve
+from inril_ray.rollout import ActionNoise, RolloutCollector
+from inril_ray.schedules import SCHEDULES
+from inril_ray.types import EnvSpec, NormalizerStats, Rollout
+
+FAKE_TASK_NAME = "fake/reach"
+CPU = torch.device("cpu")
+TINY_POLICY: dict[str, dict[str, Any]] = {
+    "diffusion_mlp": {
+        "prediction_horizon": 3,
+        "action_horizon": 2,
+        "denoising_steps": 6,
+        "finetuned_steps": 3,
+        "hidden_dim": 8,
+        "step_embedding_dim": 4,
+    },
+    "gaussian_mlp": {"prediction_horizon": 3, "hidden_dim": 8},
+}
+TINY_RL: dict[str, Any] = {"num_epochs": 2, "minibatch_size": 20, "critic_hidden_dim": 8}
+POLICY_OF = {"dppo": "diffusion_mlp", "ppo": "gaussian_mlp"}
+
+
+def fake_spec(max_episode_steps: int = 10) -> EnvSpec:
+    return EnvSpec(
+        task=FAKE_TASK_NAME,
+        obs_dim=3,
+        action_dim=2,
+        max_episode_steps=max_episode_steps,
+        control_hz=20.0,
+        obs_keys=(("position", 2), ("clock", 1)),
+    )
+
+
+class FakeEnv(SimVectorEnv):
+    """A point that actions push. Every row is computed on its own, so results don't depend on the batch."""
+
+    def __init__(
+        self,
+        num_envs: int = 2,
+        *,
+        seed: int = 0,
+        purpose: str = "train",
+        first_env: int = 0,
+        max_episode_steps: int = 10,
+        terminate_on_success: bool = False,
+        radius: float = 0.3,
+    ) -> None:
+        super().__init__(fake_spec(max_episode_steps), num_envs, seed, purpose, first_env)
+        self.terminate_on_success, self.radius = terminate_on_success, radius
+        self.position = np.zeros((num_envs, 2), np.float32)
+        self.nan_obs_at: set[tuple[int, int, int]] = set()
+        """(environment, episode, step) at which the observation is NaN: a fault to inject."""
+
+    def _observation(self, elapsed: np.ndarray) -> np.ndarray:
+        clock = elapsed[:, None] / self.task_spec.max_episode_steps
+        return np.concatenate([self.position, clock], axis=1).astype(np.float32)
+
+    def _begin_episodes(self, mask: np.ndarray) -> np.ndarray:
+        for i in np.flatnonzero(mask):
+            self.position[i] = self.episode_rng(int(i)).uniform(-1.0, 1.0, 2)
+        return self._observation(self.elapsed)
+
+    def advance(self, actions: np.ndarray, active: np.ndarray) -> StepOutcome:
+        push = np.clip(np.asarray(actions, np.float32), -1.0, 1.0)
+        self.position[active] = (self.position + np.float32(0.25) * push)[active]
+        success = np.linalg.norm(self.position, axis=1) < self.radius
+        obs = self._observation(self.elapsed + 1)
+        for i, episode, step in self.nan_obs_at:
+            if active[i] and self.episode[i] == episode and self.elapsed[i] == step:
+                obs[i] = np.nan
+        return StepOutcome(
+            obs=obs,
+            reward=success.astype(np.float32),
+            terminated=success & self.terminate_on_success,
+            success=success,
+            stage=success.astype(np.int64),
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "position": self.position.copy()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self.position[:] = state["position"]
+        self.obs[:] = self._observation(self.elapsed)
+
+
+class FakeTask:
+    """What a row of ``inril_ray.envs.TASKS`` points to."""
+
+    def spec(self, config: EnvConfig) -> EnvSpec:
+        return fake_spec(config.max_episode_steps or 10)
+
+    def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
+        return FakeEnv(
+            num_envs,
+            seed=seed,
+            purpose=purpose,
+            first_env=first_env,
+            max_episode_steps=config.max_episode_steps or 10,
+            terminate_on_success=config.terminate_on_success,
+        )
+
+
+FAKE_TASK = FakeTask()
+
+
+def register_fake_task(monkeypatch: Any) -> str:
+    """Make ``fake/reach`` a task of the library for the length of a test; return its name."""
+    monkeypatch.setitem(envs.TASKS, FAKE_TASK_NAME, "tests.fakes:FAKE_TASK")
+    return FAKE_TASK_NAME
+
+
+def fake_demos(num_episodes: int = 5, length: int = 10, num_held_out: int = 1, seed: int = 0) -> DemoArrays:
+    """Demonstrations that walk to the origin, all of one length; the last ``num_held_out`` are held out."""
+    rng = np.random.default_rng(seed)
+    obs, actions, rewards = [], [], []
+    for _ in range(num_episodes):
+        position = rng.uniform(-1.0, 1.0, 2)
+        for t in range(length):
+            action = np.clip(-3.0 * position + 0.2 * rng.standard_normal(2), -1.0, 1.0)
+            obs.append([*position, t / length])
+            actions.append(action)
+            position = position + 0.25 * action
+            rewards.append(float(np.linalg.norm(position) < 0.3))
+    info = DemoInfo(
+        source_file="fake.hdf5",
+        format="fake",
+        env_name="Reach",
+        semantics="",
+        source="scripted",
+        obs_keys=fake_spec().obs_keys,
+        content_hash=f"fake-{num_episodes}-{length}-{num_held_out}-{seed}",
+        metadata={},
+    )
+    return DemoArrays(
+        obs=np.array(obs, np.float32),
+        actions=np.array(actions, np.float32),
+        rewards=np.array(rewards, np.float32),
+        episode_starts=np.arange(num_episodes + 1, dtype=np.int64) * length,
+        held_out=np.arange(num_episodes) >= num_episodes - num_held_out,
+        info=info,
+    )
+
+
+def unit_stats(obs_dim: int = 3, action_dim: int = 2) -> NormalizerStats:
+    """Ranges that are not symmetric, so that a forgotten normalisation shows."""
+    return NormalizerStats(
+        obs_low=np.full(obs_dim, -1.0, np.float32),
+        obs_high=np.full(obs_dim, 2.0, np.float32),
+        action_low=np.full(action_dim, -0.5, np.float32),
+        action_high=np.full(action_dim, 1.0, np.float32),
+    )
+
+
+def tiny_policy(
+    kind: str = "diffusion_mlp",
+    *,
+    seed: int = 0,
+    stats: NormalizerStats | None = None,
+    finetuning: bool = True,
+    **settings: Any,
+) -> Policy:
+    """A policy of a few hundred parameters for :class:`FakeEnv`."""
+    cls = resolve(POLICIES, kind, "policy")
+    torch.manual_seed(seed)
+    policy = cls(build(cls.Config, {**TINY_POLICY[kind], **settings}), fake_spec(), stats or unit_stats())
+    if finetuning:
+        policy.begin_finetuning()
+    return policy
+
+
+def tiny_algorithm(name: str = "dppo", *, num_envs: int = 4, seed: int = 1, **settings: Any) -> OnPolicyAlgorithm:
+    cls = resolve(ALGORITHMS, name, "algorithm")
+    torch.manual_seed(seed)
+    return cls(build(cls.Config, {**TINY_RL, **settings}), fake_spec(), num_envs, CPU)
+
+
+def tiny_learner(
+    algorithm: str = "dppo",
+    *,
+    schedule: str = "fixed",
+    separation: str = "upgrad",
+    seed: int = 0,
+    network_seed: int = 0,
+    num_envs: int = 4,
+    double: bool = False,
+    actor: dict[str, Any] | None = None,
+    rl: dict[str, Any] | None = None,
+    demos: DemoArrays | None = None,
+    **interleave: Any,
+) -> Learner:
+    """A learner over tiny networks. ``interleave`` goes to :class:`InterleaveConfig`."""
+    kind = POLICY_OF[algorithm]
+    horizon = {**TINY_POLICY[kind], **(actor or {})}["prediction_horizon"]
+    store = DemoStore(demos or fake_demos(), horizon)
+    policy = tiny_policy(kind, seed=network_seed, stats=store.normalizer_stats(), **(actor or {}))
+    rl_algorithm = tiny_algorithm(algorithm, num_envs=num_envs, seed=network_seed + 1, **(rl or {}))
+    if double:
+        policy.double()
+        rl_algorithm.critic.double()
+    config = build(InterleaveConfig, {"every": 2, "il_batch_size": 16, "relation_pairs": 2, **interleave})
+    return Learner(
+        policy,
+        rl_algorithm,
+        resolve(SCHEDULES, schedule, "schedule")(config.every),
+        resolve(SEPARATIONS, separation, "separation")(),
+        store,
+        config,
+        seed=seed,
+        device=CPU,
+    )
+
+
+def tiny_collector(policy: Policy, *, num_envs: int = 4, num_decisions: int = 6, seed: int = 0) -> RolloutCollector:
+    return RolloutCollector(
+        ChunkedEnv(FakeEnv(num_envs, seed=seed), policy.action_horizon),
+        policy,
+        ActionNoise(seed, 0, range(num_envs), policy.noise_shape),
+        num_decisions=num_decisions,
+        reset_each=True,
+    )
+
+
+def tiny_rollouts(policy: Policy, count: int, *, num_envs: int = 4, num_decisions: int = 6, seed: int = 0) -> list[Rollout]:
+    """Collect successive rollouts with the weights that the policy has now."""
+    collector = tiny_collector(policy, num_envs=num_envs, num_decisions=num_decisions, seed=seed)
+    return [collector.collect(version) for version in range(count)]

@@ -1,0 +1,162 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inril_ray.cli import main, parser
+
+pytestmark = pytest.mark.sim
+
+
+def inril(*arguments: object) -> int:
+    return main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert inril("train", "--config", tiny_file, "--local", "--out", out) == 0
+    return out
+
+
+def test_train_writes_a_report(trained: Path) -> None:
+    assert "<html" in (trained / "report.html").read_text()
+
+
+def test_train_prints_and_saves_the_resolved_configuration(trained: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())["config"]
+    assert config["rl"]["denoising_discount"] == 0.99
+    assert config["interleave"]["every"] == 2
+
+
+def test_resume_extends_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inril("train", "--resume", trained, "--local", "--set", "num_iterations=5") == 0
+    assert "Resumed at iteration 4" in capsys.readouterr().out
+    assert json.loads((trained / "summary.json").read_text())["iterations"] == 5
+
+
+def test_resume_refuses_other_changes(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inril("train", "--resume", trained, "--local", "--set", "seed=3") == 1
+    assert "only num_iterations may change" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("policy", ["base", "final"])
+def test_eval_reproduces_the_summary(trained: Path, policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inril("eval", trained, "--episodes", 6, "--policy", policy) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert metrics["eval_return"] == pytest.approx(
+        json.loads((trained / "summary.json").read_text())[policy]["eval_return"], abs=1e-4
+    )
+
+
+def test_verdict_compares_paired_seeds(
+    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "verdict"
+    arguments = ("verdict", "--config", tiny_file, "--local", "--seeds", 0, 1, 2, "--out", out)
+    arguments = (*arguments, "--set", "num_iterations=2", "--set", "evaluation.every=0")
+    assert inril(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "interquartile mean" in printed
+    assert "Can't tell yet" in printed  # neither arm of so tiny a run ever succeeds
+    result = json.loads((out / "verdict.json").read_text())
+    assert result["arms"]["rl_only"]["il_updates"] == [0, 0, 0]
+    assert result["arms"]["inril"]["il_updates"] == [3, 3, 3]
+    assert len(result["arms"]["inril"]["scores"]) == 3
+    assert "<html" in (out / "report.html").read_text()
+    before = (out / "inril_seed0" / "summary.json").stat().st_mtime_ns
+    assert inril(*arguments) == 0  # started again: finished runs are kept
+    assert (out / "inril_seed0" / "summary.json").stat().st_mtime_ns == before
+
+
+def test_demos_make_inspect_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, arrow = tmp_path / "lift.hdf5", tmp_path / "lift.arrow"
+    assert inril("demos", "make", "robomimic/lift", "--out", file, "--num", 3, "--held-out", 1) == 0
+    assert inril("demos", "inspect", file, "--task", "robomimic/lift") == 0
+    assert inril("demos", "convert", file, arrow, "--task", "robomimic/lift") == 0
+    assert inril("demos", "inspect", arrow) == 0
+    printed = capsys.readouterr().out
+    assert "3 (1 held out)" in printed
+    assert "scripted" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train",), "No task given"),
+        (("train", "--task", "robomimic/lfit"), "Did you mean 'robomimic/lift'"),
+        (("train", "--task", "robomimic/lift", "--algorithm", "dpo"), "Did you mean 'dppo'"),
+        (("train", "--config", "demo", "--set", "interleave.evry=3"), "Did you mean 'every'"),
+        (("train", "--config", "demo", "--set", "interleave.every=0"), "interleave.every = 0"),
+        (("train", "--config", "demo", "--set", "rl.clip_ratio=-1"), "rl.clip_ratio = -1"),
+        (("train", "--config", "nothing"), "neither a file nor a shipped configuration"),
+        (("train", "--config", "nothing.yaml"), "Cannot read configuration file"),
+        (("train", "--config", "demo", "--demos", "no.hdf5", "--local", "--out", "{tmp}/x"), "no.hdf5: does not exist"),
+        (("eval", "{tmp}"), "holds no readable run"),
+        (("report", "{tmp}"), "{tmp}"),
+        (("demos", "inspect", "{tmp}/none.hdf5"), "does not exist"),
+        (("demos", "make", "robomimic/lift", "--out", "{tmp}/a.hdf5", "--held-out", "20"), "held_out = 20"),
+        (("verdict", "--config", "demo", "--seeds", "1", "2"), "at least 3 different seeds"),
+    ],
+)
+def test_mistakes_get_one_clear_sentence(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(text: str) -> str:
+        return text.replace("{tmp}", str(tmp_path))
+
+    assert inril(*(fill(a) for a in arguments)) == 1
+    error = capsys.readouterr().err
+    assert fill(message) in error
+    assert "Traceback" not in error
+
+
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
+    code = "import sys, inril_ray.cli as c; c.parser(); print([m for m in ('ray','torch','mlflow','mujoco') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_flags_are_frozen() -> None:
+    """A new flag is a decision: it is added here too."""
+    actions = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    flags = {name: sorted(o for a in p._actions for o in a.option_strings if o.startswith("--")) for name, p in actions.items()}
+    shared = ["--algorithm", "--config", "--demos", "--help", "--schedule", "--seed", "--separation", "--set", "--task"]
+    assert flags == {
+        "train": sorted([*shared, "--out", "--resume", "--local"]),
+        "eval": ["--backend", "--episodes", "--help", "--policy", "--video"],
+        "verdict": sorted([*shared, "--seeds", "--out", "--local"]),
+        "demos": ["--help"],
+        "report": ["--help"],
+        "doctor": ["--help"],
+    }
+
+
+def test_doctor_reports_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert inril("doctor") == 0
+    assert "robomimic/lift" in capsys.readouterr().out
+
+
+def test_video_shows_the_simulator(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import imageio.v2 as imageio
+
+    from inril_ray import envs
+    from inril_ray.types import InrilError
+
+    env = envs.make("robomimic/lift", num_envs=1, seed=0)
+    env.reset()
+    try:
+        frame = env.render_env(0, 64, 48)
+    except InrilError as error:
+        # Without an OpenGL library the promise is another one: the reason is said.
+        assert "OpenGL" in str(error)
+        return
+    assert frame.std() > 10
+    assert inril("eval", trained, "--episodes", 1, "--video", tmp_path / "e.mp4") == 0
+    assert len(list(imageio.get_reader(tmp_path / "e.mp4"))) == 11

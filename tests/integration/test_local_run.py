@@ -1,0 +1,106 @@
+"""Whole runs in one process: contents, exact resume, every combination of schedule and separation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from inril_ray.experiment import load_config
+from inril_ray.run import LocalBackend, read_config, run
+from inril_ray.types import InrilError
+from tests.integration.comparison import differences, measured, state
+from tests.integration.conftest import TINY
+
+pytestmark = pytest.mark.sim
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("local") / "run"
+    run(load_config([TINY]), out, LocalBackend)
+    return out
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["env_steps"] == 4 * 4 * 20
+    assert summary["base"]["eval_episodes"] == 6
+    assert summary["final"]["success_rate_low"] <= summary["final"]["success_rate"]
+    assert {"versions", "seconds_by_phase", "peak_memory_bytes", "demos"} <= summary.keys()
+    assert summary["demos"]["source"] == "scripted"
+    assert [r["iteration"] for r in measured(finished)] == [0, 1, 2, 3, 4, 4]
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["iteration_000002", "iteration_000004"]
+
+
+def test_imitation_follows_every_second_iteration_and_diagnostics_every_one(finished: Path) -> None:
+    records = measured(finished)[1:5]
+    assert [r["il_updates"] for r in records] == [0, 3, 3, 6]
+    for record in records:
+        assert {"grad_cosine", "conflict_rate", "grad_norm_rl", "grad_norm_il", "il_probe_loss"} <= record.keys()
+
+
+def test_resumed_equals_uninterrupted(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = load_config([TINY])
+
+    class Interrupted(LocalBackend):
+        def iterate(self) -> dict[str, float]:
+            if self.learner.version == 3:
+                raise KeyboardInterrupt
+            return super().iterate()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, out, Interrupted)
+    assert [r["iteration"] for r in measured(out)] == [0, 1, 2, 3]
+    run(read_config(out), out, LocalBackend, resume=True)
+    assert measured(out) == measured(finished)
+    assert differences(state(out, 4), state(finished, 4)) == []
+
+
+def test_a_finished_run_is_not_overwritten(finished: Path) -> None:
+    with pytest.raises(InrilError, match="already holds a run"):
+        run(load_config([TINY]), finished, LocalBackend)
+
+
+def test_resume_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InrilError, match="No intact checkpoint"):
+        run(load_config([TINY]), tmp_path / "nothing", LocalBackend, resume=True)
+
+
+def test_resume_refuses_other_demonstrations(finished: Path, tmp_path: Path) -> None:
+    from inril_ray.record import record
+
+    record("robomimic/lift", tmp_path / "other.hdf5", num_demos=2, seed=5, held_out=1)
+    config = load_config([TINY, {"demos": str(tmp_path / "other.hdf5"), "num_iterations": 5}])
+    with pytest.raises(InrilError, match="demonstrations differ"):
+        run(config, finished, LocalBackend, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "separation"),
+    [("rl_only", "upgrad"), ("il_only", "upgrad"), ("fixed", "naive"), ("fixed", "pcgrad")],
+)
+def test_every_schedule_and_separation_runs(schedule: str, separation: str, tmp_path: Path) -> None:
+    short = {"num_iterations": 2, "schedule": schedule, "separation": separation, "evaluation": {"final_episodes": 2}}
+    summary = run(load_config([TINY, short]), tmp_path / "run", LocalBackend)
+    last = measured(tmp_path / "run")[2]
+    assert last["il_updates"] == (0 if schedule == "rl_only" else 3)
+    assert (last["rl_updates"] == 0) == (schedule == "il_only")
+    assert {"grad_cosine", "conflict_rate", "il_probe_loss"} <= last.keys()
+    assert summary["schedule"] == schedule
+
+
+def test_gaussian_ppo_runs(tmp_path: Path) -> None:
+    layers = [TINY, {"algorithm": "ppo", "num_iterations": 2, "rl": {"minibatch_size": 10}}]
+    assert run(load_config(layers), tmp_path / "run", LocalBackend)["algorithm"] == "ppo"
+
+
+def test_stock_simulator_runs(tmp_path: Path) -> None:
+    layers = [TINY, {"env": {"backend": "stock"}, "num_iterations": 1}]
+    fast = run(load_config([TINY, {"num_iterations": 1}]), tmp_path / "fast", LocalBackend)
+    stock = run(load_config(layers), tmp_path / "stock", LocalBackend)
+    assert fast["env_steps"] == stock["env_steps"]
+    a, b = measured(tmp_path / "fast")[1], measured(tmp_path / "stock")[1]
+    assert a["grad_norm_rl"] == pytest.approx(b["grad_norm_rl"], rel=1e-2)

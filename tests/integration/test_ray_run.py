@@ -1,0 +1,204 @@
+"""Runs on a local Ray cluster, one for the module: equality with the local mode, faults, versions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from inril_ray.distributed.demo_service import DemoService, fetch
+from inril_ray.distributed.driver import RayBackend, connect
+from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
+from inril_ray.experiment import build_policy, load_config, load_demos, policy_weights, task_spec
+from inril_ray.run import LocalBackend, read_config, run
+from inril_ray.types import InrilError
+from tests.integration.comparison import differences, measured, state
+from tests.integration.conftest import TINY
+
+pytestmark = [pytest.mark.ray, pytest.mark.sim]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    connect(load_config([TINY, {"compute": {"num_workers": 2}}]))
+    yield
+    ray.shutdown()
+
+
+def config_with(**compute: Any) -> Any:
+    return load_config([TINY, {"compute": compute}])
+
+
+def test_one_synchronous_worker_equals_local_bit_for_bit(tmp_path: Path) -> None:
+    run(config_with(), tmp_path / "local", LocalBackend)
+    run(config_with(), tmp_path / "ray", RayBackend)
+    assert measured(tmp_path / "local") == measured(tmp_path / "ray")
+    assert differences(state(tmp_path / "local", 4), state(tmp_path / "ray", 4)) == []
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    config = config_with(num_workers=2)
+    run(config, tmp_path / "whole", RayBackend)
+
+    class Interrupted(RayBackend):
+        def iterate(self) -> dict[str, float]:
+            if self._refs.version == 3:
+                raise KeyboardInterrupt
+            return super().iterate()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "parts", Interrupted)
+    run(read_config(tmp_path / "parts"), tmp_path / "parts", RayBackend, resume=True)
+    assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
+    assert differences(state(tmp_path / "parts", 4), state(tmp_path / "whole", 4)) == []
+
+
+def backend_with_policy(**compute: Any) -> RayBackend:
+    config = config_with(**compute)
+    backend = RayBackend(config, load_demos(config))
+    backend.pretrain()
+    return backend
+
+
+def test_a_killed_worker_is_replaced_and_repeats_its_fragment_exactly() -> None:
+    calm, struck = backend_with_policy(num_workers=2), None
+    try:
+        expected = [calm.iterate() for _ in range(3)]
+    finally:
+        calm.close()
+    struck = backend_with_policy(num_workers=2)
+    try:
+        first = struck.iterate()
+        os.kill(ray.get(struck.workers[1].ready.remote()), signal.SIGKILL)
+        second = struck.iterate()
+        third = struck.iterate()
+    finally:
+        struck.close()
+    assert second["worker_restarts"] == 1.0
+    for got, wanted in zip((first, second, third), expected, strict=True):
+        for name in ("grad_norm_rl", "policy_loss", "value_loss", "env_steps"):
+            assert got[name] == wanted[name]
+
+
+def test_a_worker_killed_while_it_collects_is_replaced() -> None:
+    backend = backend_with_policy(num_workers=2)
+    try:
+        pid = ray.get(backend.workers[0].ready.remote())
+        backend._launch(0)
+        os.kill(pid, signal.SIGKILL)
+        assert backend.iterate()["worker_restarts"] == 1.0
+    finally:
+        backend.close()
+
+
+def test_a_silent_worker_is_replaced_after_the_timeout() -> None:
+    backend = backend_with_policy(rollout_timeout_s=15.0)
+    try:
+        pid = ray.get(backend.workers[0].ready.remote())
+        os.kill(pid, signal.SIGSTOP)
+        start = time.monotonic()
+        metrics = backend.iterate()
+        assert metrics["worker_restarts"] == 1.0
+        assert time.monotonic() - start >= 15.0
+    finally:
+        backend.close()
+
+
+def test_a_worker_that_keeps_failing_ends_the_run_with_its_name() -> None:
+    backend = backend_with_policy(max_worker_restarts=0)
+    try:
+        os.kill(ray.get(backend.workers[0].ready.remote()), signal.SIGKILL)
+        with pytest.raises(InrilError, match="Rollout worker 0 failed 1 times"):
+            backend.iterate()
+    finally:
+        backend.close()
+
+
+def test_a_dead_learner_is_named() -> None:
+    backend = backend_with_policy()
+    try:
+        os.kill(ray.get(backend.learner.ready.remote()), signal.SIGKILL)
+        with pytest.raises(InrilError, match="learner died"):
+            backend.iterate()
+    finally:
+        backend.close()
+
+
+def test_a_worker_refuses_older_weights() -> None:
+    backend = backend_with_policy()
+    try:
+        old = backend._refs
+        backend.iterate()
+        backend.evaluate(2)
+        call = backend.workers[0].collect.options(num_returns=3).remote(old)
+        with pytest.raises(ray.exceptions.RayTaskError, match="given the older 0"):
+            ray.get(call[1])
+    finally:
+        backend.close()
+
+
+def test_a_rollout_with_stale_weights_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = backend_with_policy(mode="pipelined", max_policy_lag=1)
+    try:
+        backend._launch(0)
+        ray.get(backend._flights[0].meta)
+        newer = backend._refs
+        backend._refs = WeightRefs(
+            version=2, generation=newer.generation, everything=newer.everything, trainable=newer.trainable
+        )
+        backend._land()
+        assert "2 updates old" in capsys.readouterr().out
+    finally:
+        backend.close()
+
+
+def test_pipelined_mode_learns_from_weights_one_update_old() -> None:
+    backend = backend_with_policy(num_workers=2, mode="pipelined")
+    try:
+        lags = [backend.iterate()["policy_lag"] for _ in range(4)]
+    finally:
+        backend.close()
+    assert lags == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_evaluation_does_not_depend_on_the_number_of_workers() -> None:
+    outcomes = []
+    for workers in (1, 2):
+        backend = backend_with_policy(num_workers=workers)
+        try:
+            outcomes.append(backend.evaluate(6))
+        finally:
+            backend.close()
+    np.testing.assert_array_equal(outcomes[0].envs, outcomes[1].envs)
+    np.testing.assert_allclose(outcomes[0].returns, outcomes[1].returns)
+
+
+def test_workers_share_one_copy_of_the_demonstrations() -> None:
+    demos = load_demos(config_with())
+    service = DemoService(demos)
+    first, second = fetch(service.handle), fetch(service.handle)
+    assert not first.obs.flags.writeable
+    assert np.shares_memory(first.obs, second.obs)
+    assert first.info.content_hash == demos.info.content_hash
+
+
+def test_weights_survive_flattening() -> None:
+    config = config_with()
+    policy = build_policy(config, task_spec(config))
+    weights = policy_weights(policy, everything=True)
+    back = unflatten(flatten(weights), weights)
+    assert all((back[k] == v).all() for k, v in weights.items())
+    with pytest.raises(InrilError, match="numbers, this policy has"):
+        unflatten(np.zeros(3, np.float32), weights)
+
+
+def test_too_small_a_cluster_is_refused() -> None:
+    with pytest.raises(InrilError, match="need 101 CPUs"):
+        connect(config_with(num_workers=100))
