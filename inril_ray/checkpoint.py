@@ -28,7 +28,7 @@ ARRAY_KEY = "__array__"
 
 
 def write(root: Path, iteration: int, tree: dict[str, Any], keep: int) -> Path:
-    """Write ``tree`` as the checkpoint of an iteration and delete all but the newest ``keep``.
+    """Write ``tree`` as the checkpoint of an iteration, delete later ones and all but ``keep`` up to it.
 
     Args:
         root: directory of a run's checkpoints.
@@ -42,7 +42,7 @@ def write(root: Path, iteration: int, tree: dict[str, Any], keep: int) -> Path:
     final = root / f"iteration_{iteration:06d}"
     partial = root / f".{final.name}.partial"
     arrays: dict[str, np.ndarray] = {}
-    plain = _split(tree, "", arrays)
+    plain = _split(tree, arrays)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -60,8 +60,10 @@ def write(root: Path, iteration: int, tree: dict[str, Any], keep: int) -> Path:
         raise InrilError(f"Cannot write checkpoint {final}: {error}.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in sorted(complete(root))[:-keep]:
-        shutil.rmtree(root / f"iteration_{old:06d}", ignore_errors=True)
+    for other in complete(root):
+        # Later ones are of a run that was resumed from an earlier checkpoint, and are now history that never was.
+        if other > iteration or other in [k for k in complete(root) if k <= iteration][:-keep]:
+            shutil.rmtree(root / f"iteration_{other:06d}", ignore_errors=True)
     return final
 
 
@@ -80,7 +82,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        version, hashes = manifest["format_version"], manifest["sha256"]
+        version, hashes = manifest["format_version"], dict(manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InrilError(f"Checkpoint {path} has no readable manifest.json ({error!r}).") from None
     if version != FORMAT_VERSION:
@@ -111,18 +113,19 @@ def read_latest(root: Path) -> tuple[dict[str, Any], list[str]]:
     raise InrilError(f"No intact checkpoint in {root}." + "".join(f"\n{w}" for w in warnings))
 
 
-def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+def _split(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
-        arrays[path] = np.ascontiguousarray(value)
-        return {ARRAY_KEY: path}
+        name = str(len(arrays))
+        arrays[name] = np.asarray(value, order="C")
+        return {ARRAY_KEY: name}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
-        return {str(k): _split(v, f"{path}/{k}", arrays) for k, v in value.items()}
+        return {str(k): _split(v, arrays) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_split(v, f"{path}/{i}", arrays) for i, v in enumerate(value)]
+        return [_split(v, arrays) for v in value]
     return value
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,19 +52,24 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
 
 
 def _explain(cls: type, error: Any, path: str) -> str:
-    parts = [str(p) for p in error["loc"] if not str(p).endswith("]")]
+    # pydantic's locations also hold labels of union members, which no user has written.
+    parts, section = [], cls
+    for part in map(str, error["loc"]):
+        names = _field_types(section)
+        if part in names or error["type"] == "unexpected_keyword_argument":
+            parts.append(part)
+        section = names.get(part, section)
     name = ".".join(([path] if path else []) + parts)
     if error["type"] == "unexpected_keyword_argument":
-        section: Any = cls
-        for part in parts[:-1]:
-            section = next((f.type for f in dataclasses.fields(section) if f.name == part), None)
-            if not dataclasses.is_dataclass(section):
-                break
-        choices = [f.name for f in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
+        choices = list(_field_types(section))
         near = get_close_matches(parts[-1], choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"Unknown configuration key {name!r}.{hint} Keys here: {', '.join(choices)}."
     return f"Configuration {name} = {error['input']!r}: {error['msg']}."
+
+
+def _field_types(section: Any) -> dict[str, Any]:
+    return typing.get_type_hints(section) if dataclasses.is_dataclass(section) else {}
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -87,6 +93,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             section = section.setdefault(k, {})
             if not isinstance(section, dict):
                 raise InrilError(f"Override {item!r}: {k!r} is already set to a value.")
+        if isinstance(section.get(keys[-1]), dict):
+            raise InrilError(f"Override {item!r}: keys of {keys[-1]!r} are already set.")
         section[keys[-1]] = value
     return result
 

@@ -144,14 +144,15 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     values = merge(preset(algorithm, task), values)
     policy = values.get("policy", "diffusion_mlp")
     _check_name(POLICIES, policy, "policy")
-    for name in values.get("tracking", {}).get("trackers", ()):
-        _check_name(TRACKERS, name, "tracker")
     sections = {
         "actor": (resolve(POLICIES, policy, "policy").Config, values.get("actor", {})),
         "rl": (resolve(ALGORITHMS, algorithm, "algorithm").Config, values.get("rl", {})),
     }
     built = {name: build(cls, section, name) for name, (cls, section) in sections.items()}
-    return build(ExperimentConfig, {**values, **built})
+    config = build(ExperimentConfig, {**values, **built})
+    for name in config.tracking.trackers:
+        _check_name(TRACKERS, name, "tracker")
+    return config
 
 
 def _check_name(table: Mapping[str, str], name: Any, kind: str) -> None:

@@ -16,6 +16,7 @@ from inril_ray.checkpoint import load_module, load_optimizer
 from inril_ray.config import config
 from inril_ray.demos.store import DemoStore
 from inril_ray.gradient_separation.base import Separation, gramian_of
+from inril_ray.gradient_separation.naive import Naive
 from inril_ray.gradient_separation.relation import GradientRelation
 from inril_ray.metrics import MeanMetrics
 from inril_ray.policies.base import Policy, Timesteps
@@ -115,14 +116,14 @@ class Learner:
         start = time.perf_counter()
         before = self._probe_losses()
         if iteration.il:
-            metrics["il_probe_loss_before"] = before["il_probe_loss"]
+            metrics |= {f"{name}_before": value for name, value in before.items()}
         else:
             metrics |= before | self._measure_relation(batch)
         metrics["diagnostics_s"] = time.perf_counter() - start
 
         start = time.perf_counter()
         if iteration.il:
-            metrics |= self._imitate(batch) | self._probe_losses()
+            metrics |= self._imitate(batch, reinforced=iteration.rl) | self._probe_losses()
         metrics["il_s"] = time.perf_counter() - start
 
         self.counters["iteration"] += 1
@@ -134,6 +135,8 @@ class Learner:
     # -- reinforcement ------------------------------------------------------------------------------------------------
     def _reinforce(self, batch: PreparedRollout, *, train_actor: bool) -> dict[str, float]:
         means, skipped, stopped = MeanMetrics(), 0, False
+        for group in self.actor_optimizer.param_groups:
+            group["lr"] = self.algorithm.actor_lr(self.version)
         for _ in range(self.algorithm.config.num_epochs):  # type: ignore[attr-defined]
             for minibatch in batch.minibatches(self.generator):
                 losses = self.algorithm.loss(self.policy, minibatch)
@@ -166,21 +169,28 @@ class Learner:
         return bool(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).isfinite())
 
     # -- imitation ----------------------------------------------------------------------------------------------------
-    def _imitate(self, batch: PreparedRollout) -> dict[str, float]:
-        """Make one imitation iteration: each step separates the gradient of demonstrations from that of the rollout."""
-        optimizer = self.il_optimizer if self.separation.optimizer == "il" else self.actor_optimizer
+    def _imitate(self, batch: PreparedRollout, *, reinforced: bool) -> dict[str, float]:
+        """Make one imitation iteration: each step separates the gradient of demonstrations from that of the rollout.
+
+        Args:
+            batch: the last rollout.
+            reinforced: the schedule reinforces; where it doesn't, the gradient of RL is measured but not applied.
+        """
+        separation = self.separation if reinforced else Naive()
+        with_il_optimizer = not reinforced or separation.optimizer == "il"
+        optimizer = self.il_optimizer if with_il_optimizer else self.actor_optimizer
         means, relation, dropped = MeanMetrics(), GradientRelation(), 0
         yardstick = batch.sample(self.generator)
         before = self._surrogate(yardstick)
         for i, demos in enumerate(self._il_batches(batch)):
             rl_loss = self.algorithm.loss(self.policy, batch.sample(self.generator)).policy
-            il_loss = self._il_loss(demos)
+            il_loss = self._il_loss(demos, self.generator)
             measured = i < self.config.relation_pairs
             if measured:
                 shared, *pair = self._gradients(rl_loss, il_loss)
                 relation.add(*pair)
                 old = [p.detach().clone() for p in shared]
-            report = self.separation.backward(rl_loss, il_loss, self.parameters)
+            report = separation.backward(rl_loss, il_loss, self.parameters)
             dropped += bool(report.dropped)
             if report.weights != (0.0, 0.0) and self._gradients_finite(self.parameters):
                 self._step(optimizer)
@@ -210,8 +220,8 @@ class Learner:
             steps = self.algorithm.nominal_updates(decisions, scored)
         return (self.demos.sample(self.demo_rng, size) for _ in range(steps))
 
-    def _il_loss(self, demos: DemoBatch) -> Tensor:
-        inputs = imitation_inputs(demos, self.generator, self.device)
+    def _il_loss(self, demos: DemoBatch, generator: torch.Generator) -> Tensor:
+        inputs = imitation_inputs(demos, generator, self.device)
         return self.policy.il_loss(*inputs, self.config.il_timesteps)
 
     def _gradients(self, rl_loss: Tensor, il_loss: Tensor) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
@@ -224,11 +234,14 @@ class Learner:
 
     # -- diagnostics --------------------------------------------------------------------------------------------------
     def _measure_relation(self, batch: PreparedRollout) -> dict[str, float]:
+        # From streams of its own: measuring more or less must not change what is learned.
+        generator = torch.Generator().manual_seed(self.version)
+        rng = np.random.default_rng(self.version)
         relation = GradientRelation()
         for _ in range(self.config.relation_pairs):
-            rl_loss = self.algorithm.loss(self.policy, batch.sample(self.generator)).policy
-            il_loss = self._il_loss(self.demos.sample(self.demo_rng, self.config.il_batch_size))
-            relation.add(*self._gradients(rl_loss, il_loss)[1:])
+            rl_loss = self.algorithm.loss(self.policy, batch.sample(generator)).policy
+            demos = self.demos.sample(rng, self.config.il_batch_size)
+            relation.add(*self._gradients(rl_loss, self._il_loss(demos, generator))[1:])
         return relation.metrics()
 
     @torch.no_grad()

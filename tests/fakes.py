@@ -1,6 +1,6 @@
 """Small stand-ins: a point-mass environment, demonstrations of it, and builders of tiny policies and learners.
 
-``FakeEnv`` moves a point in the plane. The observation is [x, y, elapsed / limit]; an episode succeeds within ``radius``
+``FakeEnv`` moves a point in the plane. The observation is [x, y, elapsed / limit]; an episode succeeds within a radius
 of the origin. Its task object is :data:`FAKE_TASK`; ``register_fake_task(monkeypatch)`` makes it a name of the library.
 """
 
@@ -246,7 +246,9 @@ def tiny_collector(policy: Policy, *, num_envs: int = 4, num_decisions: int = 6,
     )
 
 
-def tiny_rollouts(policy: Policy, count: int, *, num_envs: int = 4, num_decisions: int = 6, seed: int = 0) -> list[Rollout]:
+def tiny_rollouts(
+    policy: Policy, count: int, *, num_envs: int = 4, num_decisions: int = 6, seed: int = 0
+) -> list[Rollout]:
     """Collect successive rollouts with the weights that the policy has now."""
     collector = tiny_collector(policy, num_envs=num_envs, num_decisions=num_decisions, seed=seed)
     return [collector.collect(version) for version in range(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ class OnPolicyConfig:
     """Settings of clipped policy gradients. Defaults are DPPO's for Robomimic."""
 
     actor_lr: PositiveFloat = 1e-4
+    actor_min_lr: PositiveFloat | None = None
+    """The actor's learning rate falls to this along half a cosine; None keeps it constant, as DPPO does here."""
+    lr_decay_iterations: PositiveInt = 100
+    """Iterations of that fall; constant afterwards."""
     critic_lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
     num_epochs: PositiveInt = 10
@@ -176,6 +181,10 @@ class Algorithm(ABC):
         """Tell whether the actor is trained yet."""
 
     @abstractmethod
+    def actor_lr(self, iterations_done: int) -> float:
+        """Return the actor's learning rate for the next iteration."""
+
+    @abstractmethod
     def nominal_updates(self, num_decisions: int, num_scored_steps: int) -> int:
         """Return the gradient steps of one full iteration: the ``matched`` size of an imitation iteration."""
 
@@ -239,7 +248,8 @@ class OnPolicyAlgorithm(Algorithm):
 
     @torch.no_grad()
     def _values(self, obs: np.ndarray, policy: Policy) -> np.ndarray:
-        flat = torch.from_numpy(np.ascontiguousarray(obs.reshape(-1, obs.shape[-1]))).to(self.device)
+        # A copy, because fragments from the object store are read-only and PyTorch can't say so of a tensor.
+        flat = torch.from_numpy(np.array(obs.reshape(-1, obs.shape[-1]))).to(self.device)
         parts = [self.critic(policy.normalizer.obs(part)) for part in flat.split(VALUE_CHUNK)]
         return torch.cat(parts).cpu().numpy().reshape(obs.shape[:2])
 
@@ -268,6 +278,14 @@ class OnPolicyAlgorithm(Algorithm):
     def trains_actor(self, iterations_done: int) -> bool:
         """Tell whether the critic's warm-up is over."""
         return iterations_done >= self.config.critic_warmup_iterations
+
+    def actor_lr(self, iterations_done: int) -> float:
+        """Return the constant or the decayed learning rate."""
+        cfg = self.config
+        if cfg.actor_min_lr is None:
+            return cfg.actor_lr
+        done = min(iterations_done / cfg.lr_decay_iterations, 1.0)
+        return cfg.actor_min_lr + (cfg.actor_lr - cfg.actor_min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
     def nominal_updates(self, num_decisions: int, num_scored_steps: int) -> int:
         """Return minibatches times epochs."""

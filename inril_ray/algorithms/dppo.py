@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import PositiveFloat
+
 from inril_ray.algorithms.base import OnPolicyAlgorithm, OnPolicyConfig, UnitFloat
 from inril_ray.config import config
 from inril_ray.losses.policy_gradient import clip_ratio_schedule, denoising_discounts
@@ -11,7 +13,7 @@ from inril_ray.losses.policy_gradient import clip_ratio_schedule, denoising_disc
 class DPPOConfig(OnPolicyConfig):
     """Settings of DPPO. Defaults are those of its Robomimic experiments."""
 
-    clip_ratio_base: float = 0.001
+    clip_ratio_base: PositiveFloat = 0.001
     """Clip ratio of the noisiest fine-tuned step; it rises to ``clip_ratio`` at the last."""
     denoising_discount: UnitFloat = 0.99
     """Weight of an advantage shrinks by this for each step that the denoising is from its end."""

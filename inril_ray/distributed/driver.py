@@ -45,6 +45,9 @@ def connect(config: ExperimentConfig) -> None:
         if "RAY_ADDRESS" in os.environ:
             ray.init(logging_level=logging.WARNING)
         else:
+            # Ray gives its processes almost the lowest priority, so that anything else on the machine starves them. Here
+            # they are the job. Measured: with two busy processes beside it, a learner did not start within 300 s.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             # Logical CPUs: in sync mode workers and learner take turns, so a local cluster may have more than cores.
             ray.init(num_cpus=max(available_cpus(), needed), logging_level=logging.WARNING, log_to_driver=True)
     total = ray.cluster_resources().get("CPU", 0.0)
@@ -125,6 +128,8 @@ class RayBackend:
         print(f"Rollout worker {index} is replaced: {reason}", flush=True)
         ray.kill(self.workers[index], no_restart=True)
         self.workers[index] = self._spawn(index)
+        # Its deadline must not run while it starts.
+        self._get(self.workers[index].ready.remote(), START_TIMEOUT_S, f"replacement of rollout worker {index}")
 
     # -- one iteration ------------------------------------------------------------------------------------------------
     def _launch(self, index: int) -> None:

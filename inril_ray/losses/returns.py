@@ -34,7 +34,8 @@ def gae(
         discount: per decision (chunk), in [0, 1].
         gae_lambda: in [0, 1].
         leak_through_truncation: the reference code's behaviour, kept for replication: the recursion runs on through
-            truncated steps and they bootstrap from the first value of the *next* episode.
+            truncated steps and they bootstrap from the first value of the *next* episode (from the final observation
+            in the last row, whose next episode is not part of the rollout).
 
     Returns:
         [T, B] advantages, float64.
@@ -52,11 +53,12 @@ def gae(
         following = np.concatenate([values[1:], next_values[-1:]])
         next_values = np.where(truncated, following, next_values)
     over = terminated if leak_through_truncation else terminated | truncated
-    delta = rewards + discount * next_values * ~terminated - values
+    # np.where, not a product: a value that is not finite must not leak through an episode's end.
+    delta = rewards + discount * np.where(terminated, 0.0, next_values) - values
     advantages = np.zeros_like(delta)
     carried = np.zeros(rewards.shape[1])
     for t in reversed(range(len(rewards))):
-        carried = delta[t] + discount * gae_lambda * ~over[t] * carried
+        carried = delta[t] + discount * gae_lambda * np.where(over[t], 0.0, carried)
         advantages[t] = carried
     return advantages
 
@@ -71,8 +73,9 @@ class RunningMoments:
         self.count, self.mean, self.m2 = 1e-4, 0.0, 0.0
 
     def update(self, values: FloatArray) -> None:
-        """Take in all elements of an array."""
+        """Take in the finite elements of an array."""
         x = np.asarray(values, np.float64).ravel()
+        x = x[np.isfinite(x)]
         if len(x) == 0:
             return
         delta, total = x.mean() - self.mean, self.count + len(x)
@@ -121,7 +124,7 @@ class RewardScaler:
             self.returns = np.zeros(rewards.shape[1])
         history = np.empty(rewards.shape)
         for t in range(len(rewards)):
-            self.returns = self.returns * self.discount + rewards[t]
+            self.returns = self.returns * self.discount + np.nan_to_num(rewards[t], posinf=0.0, neginf=0.0)
             history[t] = self.returns
             self.returns = np.where(over[t], 0.0, self.returns)
         self.moments.update(history)

@@ -135,20 +135,24 @@ class Group:
     color: str = "s1"
 
 
-def dot_chart(title: str, y_label: str, groups: Sequence[Group], reference: tuple[float, str], note: str) -> Html:
+def dot_chart(
+    title: str, y_label: str, groups: Sequence[Group], reference: tuple[float, str] | None, note: str
+) -> Html:
     """Return a figure of groups side by side: values joined pair by pair, and a summary with its interval.
 
     Args:
         title: of the figure.
         y_label: with its unit; the axis goes from 0 to 100.
         groups: from left to right.
-        reference: a horizontal line and what it means.
+        reference: a horizontal line and what it means, or None.
         note: below the title.
     """
     y = Scale(0.0, 100.0, BOTTOM, TOP)
     width = (RIGHT - LEFT) / len(groups)
     centers = [LEFT + width * (i + 0.5) for i in range(len(groups))]
-    drawn: list[Html] = [_grid(nice_ticks(0.0, 100.0), y, y_label), _reference(reference, y)]
+    drawn: list[Html] = [_grid(nice_ticks(0.0, 100.0), y, y_label)]
+    if reference is not None:
+        drawn.append(_reference(reference, y))
     for left, right, a, b in zip(groups, groups[1:], centers, centers[1:], strict=False):
         for v, w in zip(left.values, right.values, strict=False):
             drawn.append(tag("line", x1=a, y1=y(v), x2=b, y2=y(w), class_="pair"))
@@ -282,6 +286,4 @@ def _spoken(series: Series) -> str:
 
 
 def _svg(spoken: str, drawn: Sequence[Html], height: float = HEIGHT) -> Html:
-    return tag(
-        "svg", *drawn, viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=spoken, class_="chart"
-    )
+    return tag("svg", *drawn, viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=spoken, class_="chart")

@@ -329,7 +329,7 @@ def test_descent_on_two_quadratics_ends_pareto_stationary_and_harms_neither(meth
     rate, previous = 0.02, None
     for _ in range(4000):
         losses = quadratic_loss(x, first), quadratic_loss(x, second)
-        values = [float(v) for v in losses]
+        values = [v.item() for v in losses]
         if previous:
             bound = 50 * rate**2 * float(x.grad @ x.grad) + 1e-12
             assert all(v <= p + bound for v, p in zip(values, previous, strict=True))

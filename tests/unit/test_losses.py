@@ -67,10 +67,12 @@ def test_surrogate_gradient_at_ratio_one_is_minus_advantage_times_score():
         return -0.5 * ((actions - a) / math.exp(b)) ** 2 - b - 0.5 * math.log(2 * math.pi)
 
     h = 1e-6
-    score = np.stack([
-        (log_density(theta[0] + h, theta[1]) - log_density(theta[0] - h, theta[1])) / (2 * h),
-        (log_density(theta[0], theta[1] + h) - log_density(theta[0], theta[1] - h)) / (2 * h),
-    ])
+    score = np.stack(
+        [
+            (log_density(theta[0] + h, theta[1]) - log_density(theta[0] - h, theta[1])) / (2 * h),
+            (log_density(theta[0], theta[1] + h) - log_density(theta[0], theta[1] - h)) / (2 * h),
+        ]
+    )
     expected = -(advantage * score).mean(axis=1)
 
     parameters = torch.tensor(theta, requires_grad=True)

@@ -1,0 +1,395 @@
+"""The report of one run: what it reached, what it cost, and how the two gradients related."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inril_ray.metrics import METRICS
+from inril_ray.report.charts import Chart, Series, line_chart
+from inril_ray.report.page import Html, details, facts, join, number_table, page, section, tag, write_page
+from inril_ray.report.records import (
+    at,
+    count,
+    number,
+    percent,
+    points,
+    rate_text,
+    read_records,
+    read_tree,
+    source_label,
+)
+from inril_ray.tracking.jsonl import FILE
+from inril_ray.types import InrilError
+
+MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
+UNPROVEN = "The two intervals overlap, so this run alone does not settle whether the policy changed."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything that a run directory holds for its report."""
+
+    name: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    records: list[dict[str, Any]]
+    missing: list[str]
+    """Sentences about what is not there."""
+
+    def known(self, *keys: str) -> Any:
+        """Return a value of the summary or, of an unfinished run, of its configuration file."""
+        found = at(self.summary, *keys)
+        if found is None:
+            found = at(self.config, "config", *keys)
+        return at(self.config, *keys) if found is None else found
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The records that hold an evaluation, in the order of training."""
+        return [r for r in self.records if number(r.get("success_rate")) is not None]
+
+    @property
+    def env_steps(self) -> float | None:
+        """Environment steps of the run so far."""
+        return number(self.summary.get("env_steps")) or max(
+            (s for s, _ in points(self.records, "env_steps")), default=None
+        )
+
+    @property
+    def base(self) -> Mapping[str, Any] | None:
+        """Outcome of the policy before fine-tuning."""
+        first = next((r for r in self.evaluations if r.get("env_steps") == 0), None)
+        return self.summary.get("base") or first
+
+    @property
+    def source(self) -> str:
+        """Who made the demonstrations."""
+        return source_label(self.known("demos") if isinstance(self.known("demos"), dict) else self.config.get("demos"))
+
+
+def write_run_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run directory; whatever a crashed run lacks is named in it.
+
+    Args:
+        run_dir: of the run.
+
+    Returns:
+        the path of the report.
+
+    Raises:
+        InrilError: the directory holds no run.
+    """
+    run = read_run(run_dir)
+    title = f"Run {run.name}: {run.known('task') or 'unknown task'}"
+    document = page(
+        title,
+        tag("h1", title),
+        _headline(run),
+        *(tag("p", sentence, class_="missing") for sentence in run.missing),
+        _facts(run),
+        _pictures(run_dir / "media"),
+        _success(run),
+        _gradients(run),
+        _cost(run),
+        section("Details", _evaluation_table(run), _glossary(run), _config(run)),
+    )
+    return write_page(run_dir / "report.html", document)
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read what a run directory holds.
+
+    Raises:
+        InrilError: it holds none of a run's files.
+    """
+    names = ("config.json", "summary.json", FILE)
+    if not any((run_dir / name).is_file() for name in names):
+        raise InrilError(f"{run_dir} holds no run: there is none of {', '.join(names)}.")
+    config, no_config = read_tree(run_dir / "config.json")
+    summary, no_summary = read_tree(run_dir / "summary.json")
+    records, no_records = read_records(run_dir)
+    if no_summary:
+        no_summary += " The run has not finished: there is no final evaluation, and costs are those recorded so far."
+    missing = [sentence for sentence in (no_config, no_summary, no_records) if sentence]
+    name = run_dir.resolve().name
+    return RunRecord(name=name, config=config, summary=summary, records=records, missing=missing)
+
+
+def _headline(run: RunRecord) -> Html:
+    base, final = run.base, run.summary.get("final")
+    below = tag(
+        "p",
+        tag("span", run.source, class_="label"),
+        f" One run, seed {_text(run.known('seed'))}. Intervals are 95 % Wilson intervals over evaluation episodes; they "
+        "don't include the spread between seeds. Evaluation starts from initial states that training never sees.",
+        class_="note",
+    )
+    if final and base:
+        return join(_change(base, final), below)
+    if not base:
+        return join(tag("p", "No evaluation was recorded.", class_="headline"), below)
+    latest = run.evaluations[-1] if run.evaluations else base
+    so_far = ["The base policy succeeds in ", _rate(base), "."]
+    if number(latest.get("env_steps")):
+        so_far += [
+            " The latest evaluation, after ",
+            count(latest["env_steps"]),
+            " environment steps: ",
+            _rate(latest),
+            ".",
+        ]
+    return join(tag("p", *so_far, class_="headline"), below)
+
+
+def _change(base: Mapping[str, Any], final: Mapping[str, Any]) -> Html:
+    ends = [number(at(o, f"success_rate_{end}")) for o in (base, final) for end in ("low", "high")]
+    if None in ends:
+        comparison = "At least one interval is missing."
+    elif ends[2] > ends[1] or ends[3] < ends[0]:  # type: ignore[operator]
+        comparison = "The two intervals are disjoint."
+    else:
+        comparison = UNPROVEN
+    sentence = tag(
+        "p", "Success rate: base policy ", _rate(base), " → final policy ", _rate(final), ".", class_="headline"
+    )
+    return join(sentence, tag("p", comparison, _pairs(base, final)))
+
+
+def _rate(outcome: Mapping[str, Any]) -> Html:
+    number_of = count(outcome.get("eval_episodes"))
+    return join(tag("strong", rate_text(outcome)), f" ({number_of} episodes)")
+
+
+def _pairs(base: Mapping[str, Any], final: Mapping[str, Any]) -> str:
+    before, after = base.get("outcomes"), final.get("outcomes")
+    if not isinstance(before, list) or not isinstance(after, list) or len(before) != len(after) or not before:
+        return ""
+    gained = sum(not b and bool(a) for b, a in zip(before, after, strict=True))
+    lost = sum(bool(b) and not a for b, a in zip(before, after, strict=True))
+    return (
+        f" Both policies met the same {len(before)} initial states: {gained} went from failure to success, "
+        f"{lost} from success to failure."
+    )
+
+
+def _text(value: Any) -> str:
+    return "not recorded" if value is None else str(value)
+
+
+def _facts(run: RunRecord) -> Html:
+    every = at(run.config, "config", "interleave", "every") or run.summary.get("every")
+    il_steps = at(run.config, "config", "interleave", "il_steps")
+    counters = run.summary.get("counters") or (run.records[-1] if run.records else {})
+    demos = at(run.config, "demos") or run.summary.get("demos") or {}
+    content_hash = at(demos, "content_hash") or at(demos, "hash")
+    best = run.summary.get("best")
+    first = [
+        ("Task", run.known("task")),
+        (
+            "Demonstrations",
+            f"{run.source}, {at(demos, 'source_file') or at(demos, 'file')} ({_text(content_hash)[:12]})",
+        ),
+        ("Algorithm", run.known("algorithm")),
+        ("Schedule", run.known("schedule")),
+        ("Separation", run.known("separation")),
+        ("Period m", None if every is None else f"{every} iterations (used by interleaving schedules)"),
+        ("IL steps", None if il_steps is None else f"{il_steps} (gradient steps of one imitation iteration)"),
+        ("Seed", run.known("seed")),
+    ]
+    second = [
+        ("Env steps", None if run.env_steps is None else f"{count(run.env_steps)} control steps"),
+        ("RL updates", f"{count(counters.get('rl_updates'))} gradient steps"),
+        (
+            "IL updates",
+            f"{count(counters.get('il_updates'))} gradient steps in {count(counters.get('il_iterations'))} iterations",
+        ),
+        ("Best policy", None if not best else f"{rate_text(best)} at iteration {best.get('iteration')}"),
+        ("Cloning loss", _cloning(run.summary.get("cloning"))),
+        ("Commit", run.known("commit")),
+        ("Config hash", run.summary.get("config_hash") or run.config.get("hash")),
+    ]
+    caution = (
+        ""
+        if not best
+        else (
+            "The best policy is chosen by the success rate shown, which therefore flatters it; judge by the final policy."
+        )
+    )
+    return section(
+        "The run", tag("div", facts(first), facts(second), class_="columns"), tag("p", caution, class_="note")
+    )
+
+
+def _cloning(losses: Any) -> str | None:
+    train, held_out = number(at(losses, "bc_loss")), number(at(losses, "bc_loss_held_out"))
+    if train is None or held_out is None:
+        return None
+    return f"{train:.4g} on training, {held_out:.4g} on held-out demonstrations"
+
+
+def _success(run: RunRecord) -> Html:
+    evaluations, x_max = run.evaluations, run.env_steps
+    rates = points(evaluations, "success_rate", 100.0)
+    band = [
+        (r["env_steps"], 100 * r["success_rate_low"], 100 * r["success_rate_high"])
+        for r in evaluations
+        if None not in [number(r.get(k)) for k in ("env_steps", "success_rate_low", "success_rate_high")]
+    ]
+    base = [(s, v) for s, v in rates if s == 0]
+    marks = [Series(label="base policy", points=base, color="s2", hollow=True)] if base else []
+    episodes = sorted({int(n) for _, n in points(evaluations, "eval_episodes")})
+    note = f"{run.source}; {' or '.join(map(str, episodes))} episodes an evaluation; band: 95 % Wilson interval"
+    success = Chart(
+        title="Success rate in evaluation",
+        y_label="Success rate (%)",
+        series=[Series(label="evaluation", points=rates, band=band), *marks],
+        y_range=(0.0, 100.0),
+        x_max=x_max,
+        note=note if rates else run.source,
+        reference=(base[0][1], "base") if base else None,
+    )
+    train = Chart(
+        title="Success rate in training",
+        y_label="Success rate (%)",
+        series=[Series(label="training", points=points(run.records, "train_success_rate", 100.0))],
+        y_range=(0.0, 100.0),
+        x_max=x_max,
+        note=f"{run.source}; episodes of each iteration, with exploration noise",
+    )
+    return section("Success", tag("div", line_chart(success), line_chart(train), class_="charts"))
+
+
+def _gradients(run: RunRecord) -> Html:
+    records, x_max = run.records, run.env_steps
+    rho = Chart(
+        title="Opposition of the two gradients, ρ",
+        y_label="ρ (no unit; above 0 they oppose)",
+        series=[Series(label="ρ", points=points(records, "rho"))],
+        x_max=x_max,
+        reference=(0.0, ""),
+        note="−cos(g_IL, g_RL) of the expected gradients, corrected for noise",
+    )
+    conflict = Chart(
+        title="Conflict rate",
+        y_label="Opposing minibatch pairs (%)",
+        series=[Series(label="conflict rate", points=points(records, "conflict_rate", 100.0))],
+        y_range=(0.0, 100.0),
+        x_max=x_max,
+        reference=(50.0, "chance"),
+        note="Share of minibatch pairs whose gradients oppose each other",
+    )
+    probe = Chart(
+        title="Imitation loss on held-out demonstrations",
+        y_label="Loss (no unit)",
+        series=[
+            Series(label="fine-tuned steps", points=points(records, "il_probe_loss")),
+            Series(label="all steps", points=points(records, "il_probe_loss_all"), color="s2", look="dashed"),
+        ],
+        x_max=x_max,
+        rug=imitation_steps(records),
+        rug_label="imitation iteration",
+        note=f"{run.source}; at the end of each iteration",
+    )
+    norms = Chart(
+        title="Gradient norms",
+        y_label="Root mean square norm (log scale)",
+        series=[
+            Series(label="reinforcement", points=points(records, "grad_norm_rl")),
+            Series(label="imitation", points=points(records, "grad_norm_il"), color="s2", look="dashed"),
+        ],
+        x_max=x_max,
+        log=True,
+        note="No unit; of the policy's parameters",
+    )
+    figures = [line_chart(chart) for chart in (rho, conflict, probe, norms)]
+    return section("Reinforcement against imitation", tag("div", *figures, class_="charts"))
+
+
+def imitation_steps(records: list[dict[str, Any]]) -> list[float]:
+    """Return the environment steps at the end of each iteration that made imitation steps."""
+    found, before = [], 0.0
+    for steps, updates in points(records, "il_updates"):
+        if updates > before:
+            found.append(steps)
+        before = updates
+    return found
+
+
+def _cost(run: RunRecord) -> Html:
+    phases = run.summary.get("seconds_by_phase") or {}
+    if not phases:
+        for name in ("rollout", "rl", "il", "diagnostics", "eval", "checkpoint"):
+            spent = [v for _, v in points(run.records, f"{name}_s")]
+            phases |= {name: sum(spent)} if spent else {}
+    spent = {name: number(s) or 0.0 for name, s in phases.items()}
+    total = sum(spent.values())
+    rows = [(name, f"{s:.2f}", percent(s / total) if total else "") for name, s in spent.items()]
+    rows.append((tag("strong", "sum of phases"), f"{total:.2f}", ""))
+    time = join(tag("h3", "Time by phase"), number_table(("Phase", "Seconds", "Share"), rows))
+    memory = run.summary.get("peak_memory_bytes") or {}
+    sizes = [(name, f"{(number(size) or 0.0) / 2**20:,.0f}") for name, size in memory.items()]
+    if sizes:
+        held = number_table(("Process", "MiB"), sizes)
+    else:
+        held = tag("p", "Peak memory is recorded when a run finishes.", class_="note")
+    machine = run.known("machine") or {}
+    versions = run.known("versions") or {}
+    where = [(name, "none" if value is None else value) for name, value in machine.items()]
+    left = tag("div", time, tag("h3", "Peak resident memory"), held)
+    right = tag("div", tag("h3", "Machine"), facts(where), tag("h3", "Versions"), facts(versions.items()))
+    return section("Cost and provenance", tag("div", left, right, class_="columns"))
+
+
+def _pictures(folder: Path) -> Html:
+    if not folder.is_dir():
+        return join()
+    record, _ = read_tree(folder / "media.json")
+    figures = []
+    for name in ("before", "after"):
+        found = next((p for end in MEDIA_TYPES if (p := folder / f"{name}{end}").is_file()), None)
+        if found is not None:
+            caption = tag("figcaption", f"{name.capitalize()} fine-tuning: {_text(record.get(name))}")
+            figures.append(tag("figure", caption, embedded(found, f"Evaluation episode {name} fine-tuning")))
+    about = record.get("note") or record.get("error") or ("" if figures else "There are no pictures of this run.")
+    if figures and record.get("episode") is not None and not record.get("note"):
+        about = f"Evaluation episode {record['episode']}."
+    caution = " One chosen episode illustrates; the success rates above are the result." if figures else ""
+    shown = tag("div", *figures, class_="charts")
+    return section("One episode before and after", shown, tag("p", about, caution, class_="note"))
+
+
+def embedded(path: Path, label: str) -> Html:
+    """Return a picture or a video with its bytes inside."""
+    kind = MEDIA_TYPES[path.suffix]
+    data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    if kind.startswith("video"):
+        return tag("video", controls=True, loop=True, muted=True, playsinline=True, aria_label=label, src=data)
+    return tag("img", src=data, alt=label)
+
+
+def _evaluation_table(run: RunRecord) -> Html:
+    rows = [
+        (count(r.get("env_steps")), rate_text(r), count(r.get("eval_episodes")), percent(r.get("success_rate_any")))
+        for r in run.evaluations
+    ]
+    table = number_table(("Env steps", "Success rate, 95 % interval", "Episodes", "Success at any step"), rows)
+    return details("All evaluations", tag("p", run.source, class_="note"), table) if rows else join()
+
+
+def _glossary(run: RunRecord) -> Html:
+    occurring = {name for record in run.records for name in record}
+    rows = [(tag("code", name), meaning) for name, meaning in METRICS.items() if name in occurring]
+    body = [tag("tr", tag("th", name, scope="row"), tag("td", meaning)) for name, meaning in rows]
+    return details("Metric glossary", tag("div", tag("table", tag("tbody", *body)), class_="scroll"))
+
+
+def _config(run: RunRecord) -> Html:
+    values = run.config.get("config")
+    if values is None:
+        return details("Resolved configuration", tag("p", "Not recorded."))
+    return details("Resolved configuration", tag("pre", json.dumps(values, indent=2, ensure_ascii=False)))

@@ -1,0 +1,248 @@
+"""Configuration, overrides and names."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from inril_ray.algorithms.dppo import DPPOConfig
+from inril_ray.config import build, config, fingerprint, merge, parse_overrides, read_yaml, to_dict
+from inril_ray.experiment import load_config, resolved
+from inril_ray.learner import InterleaveConfig
+from inril_ray.registry import resolve
+from inril_ray.types import InrilError
+
+LIFT = {"task": "robomimic/lift"}
+
+
+@config
+class Inner:
+    size: int = 1
+    rate: float = 0.5
+
+
+@config
+class Outer:
+    inner: Inner = Inner()
+    name: str = "x"
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
+def test_defaults_and_given_values():
+    section = build(InterleaveConfig, {"every": 3}, "interleave")
+    assert (section.every, section.il_steps, section.il_lr) == (3, "matched", 1e-4)
+    assert build(InterleaveConfig, {"il_steps": 7}).il_steps == 7
+    assert build(InterleaveConfig, {"il_steps": "epoch"}).il_steps == "epoch"
+
+
+def test_sections_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        build(InterleaveConfig, {}).every = 5
+
+
+def test_sections_nest_from_mappings_and_from_instances():
+    assert build(Outer, {"inner": {"size": 4}}).inner == Inner(size=4)
+    assert build(Outer, {"inner": Inner(size=5)}).inner.size == 5
+
+
+def test_an_unknown_key_lists_the_choices_and_the_nearest():
+    with pytest.raises(InrilError) as error:
+        build(InterleaveConfig, {"evry": 3}, "interleave")
+    text = str(error.value)
+    assert "'interleave.evry'" in text
+    assert "Did you mean 'every'?" in text
+    for field in dataclasses.fields(InterleaveConfig):
+        assert field.name in text
+
+
+def test_an_unknown_key_of_a_nested_section_names_its_path():
+    with pytest.raises(InrilError, match=r"'interleave\.evry'"):
+        load_config([LIFT, {"interleave": {"evry": 3}}])
+
+
+@pytest.mark.xfail(
+    strict=True, reason="config._explain reads dataclass field types, which are strings under postponed annotations"
+)
+def test_an_unknown_key_of_a_nested_section_lists_that_section_s_choices():
+    with pytest.raises(InrilError) as error:
+        load_config([LIFT, {"interleave": {"evry": 3}}])
+    assert "il_batch_size" in str(error.value)
+    assert "Did you mean 'every'?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "path", "field", "value"),
+    [
+        (InterleaveConfig, {"every": "ten"}, "interleave", "interleave.every", "'ten'"),
+        (InterleaveConfig, {"every": 0}, "interleave", "interleave.every", "0"),
+        (InterleaveConfig, {"every": 2.5}, "interleave", "interleave.every", "2.5"),
+        (InterleaveConfig, {"relation_pairs": 1}, "interleave", "interleave.relation_pairs", "1"),
+        (InterleaveConfig, {"il_timesteps": "some"}, "interleave", "interleave.il_timesteps", "'some'"),
+        (InterleaveConfig, {"il_steps": "often"}, "interleave", "interleave.il_steps", "'often'"),
+        (InterleaveConfig, {"il_steps": 0}, "interleave", "interleave.il_steps", "0"),
+        (DPPOConfig, {"discount": 1.5}, "rl", "rl.discount", "1.5"),
+        (DPPOConfig, {"actor_lr": -1e-4}, "rl", "rl.actor_lr", "-0.0001"),
+        (DPPOConfig, {"actor_lr": float("nan")}, "rl", "rl.actor_lr", "nan"),
+        (DPPOConfig, {"target_kl": [1]}, "rl", "rl.target_kl", "[1]"),
+        (Outer, {"inner": {"rate": "fast"}}, "top", "top.inner.rate", "'fast'"),
+        (Outer, {"inner": 3}, "", "inner", "3"),
+    ],
+)
+def test_wrong_values_are_named_with_their_path(cls, values, path, field, value):
+    with pytest.raises(InrilError) as error:
+        build(cls, values, path)
+    assert f"Configuration {field} = {value}: " in str(error.value)
+
+
+def test_all_mistakes_are_reported_at_once():
+    with pytest.raises(InrilError) as error:
+        build(InterleaveConfig, {"every": 0, "il_lr": "x", "nope": 1}, "interleave")
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.xfail(strict=True, reason="pydantic's branch label 'constrained-int' of the union is left in the path")
+def test_the_path_of_a_union_has_no_inner_labels():
+    with pytest.raises(InrilError) as error:
+        build(InterleaveConfig, {"il_steps": 0}, "interleave")
+    assert "constrained-int" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", [None, 3, [1], "every=3"])
+def test_a_section_must_be_a_mapping(values):
+    with pytest.raises(InrilError, match="section interleave must be a mapping"):
+        build(InterleaveConfig, values, "interleave")
+
+
+# -- overrides --------------------------------------------------------------------------------------------------------
+def test_overrides_become_nested_yaml_values():
+    items = ["a.b=1", "a.c=x", "d=[1, 2]", "e.f.g=null", "h=true", "i=a=b", "j="]
+    assert parse_overrides(items) == {
+        "a": {"b": 1, "c": "x"},
+        "d": [1, 2],
+        "e": {"f": {"g": None}},
+        "h": True,
+        "i": "a=b",
+        "j": "",
+    }
+    assert parse_overrides(["a=1", "a=2"]) == {"a": 2}
+
+
+@pytest.mark.parametrize("item", ["every", "=3", "a..b=3", "a b=3", "1a=3", "a.=2"])
+def test_an_override_of_another_form_is_refused(item):
+    with pytest.raises(InrilError, match="not of the form key=value"):
+        parse_overrides([item])
+
+
+def test_override_values_are_data():
+    with pytest.raises(InrilError, match="not valid YAML"):
+        parse_overrides(["a=!!python/object/apply:os.system ['true']"])
+    with pytest.raises(InrilError, match="not valid YAML"):
+        parse_overrides(["a=[1"])
+
+
+def test_an_override_can_t_set_a_value_and_a_key_in_it():
+    with pytest.raises(InrilError, match="already set to a value"):
+        parse_overrides(["a=1", "a.b=2"])
+
+
+@pytest.mark.xfail(strict=True, reason="parse_overrides silently drops the section when the value comes second")
+def test_an_override_can_t_set_a_key_and_then_its_section():
+    with pytest.raises(InrilError):
+        parse_overrides(["a.b=2", "a=1"])
+
+
+def test_scientific_notation_without_a_point_is_a_number():
+    assert build(DPPOConfig, parse_overrides(["rl.actor_lr=1e-5"])["rl"], "rl").actor_lr == 1e-5
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+def test_merge_lays_sections_over_each_other_and_changes_neither():
+    base, top = {"a": {"b": 1, "c": 2}, "d": 3, "e": {"f": 1}}, {"a": {"c": 9}, "d": {"x": 1}, "e": 5}
+    assert merge(base, top) == {"a": {"b": 1, "c": 9}, "d": {"x": 1}, "e": 5}
+    assert base == {"a": {"b": 1, "c": 2}, "d": 3, "e": {"f": 1}}
+
+
+def test_later_layers_win_over_the_preset():
+    plain = load_config([LIFT])
+    changed = load_config([LIFT, {"rl": {"num_epochs": 3}, "seed": 4}, {"rl": {"num_epochs": 2}}])
+    assert (plain.algorithm, plain.policy, plain.schedule, plain.separation) == (
+        "dppo",
+        "diffusion_mlp",
+        "fixed",
+        "upgrad",
+    )
+    assert (changed.rl.num_epochs, changed.seed) == (2, 4)
+    assert changed.rl.minibatch_size == plain.rl.minibatch_size
+
+
+def test_the_resolved_configuration_builds_itself_again():
+    first = load_config([LIFT, {"interleave": {"every": 3}}])
+    second = load_config([resolved(first)])
+    assert resolved(second) == resolved(first)
+    assert fingerprint(resolved(second)) == fingerprint(resolved(first))
+    assert fingerprint(resolved(first)) != fingerprint(resolved(load_config([LIFT])))
+
+
+def test_the_fingerprint_does_not_depend_on_order():
+    assert fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert len(fingerprint({})) == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "No task given"),
+        ({"task": "robomimic/lif"}, r"Unknown task 'robomimic/lif'.*Did you mean 'robomimic/lift'"),
+        ({**LIFT, "algorithm": "dpo"}, r"Unknown algorithm 'dpo'.*Choose one of: dppo, ppo"),
+        ({**LIFT, "schedule": "fixd"}, r"Unknown schedule 'fixd'.*fixed, il_only, rl_only"),
+        ({**LIFT, "separation": "none"}, r"Unknown separation 'none'.*naive, pcgrad, upgrad"),
+        ({**LIFT, "policy": "mlp"}, r"Unknown policy 'mlp'.*diffusion_mlp, gaussian_mlp"),
+        ({**LIFT, "tracking": {"trackers": ["tensorbord"]}}, "Unknown tracker 'tensorbord'"),
+        ({**LIFT, "rl": {"actor_lrr": 1}}, r"'rl\.actor_lrr'.*Did you mean 'actor_lr'"),
+        ({**LIFT, "actor": {"hidden": 1}}, r"'actor\.hidden'.*hidden_dim"),
+        ({**LIFT, "nope": 1}, "Unknown configuration key 'nope'"),
+        ({**LIFT, "seed": -1}, "seed = -1"),
+    ],
+)
+def test_what_load_config_refuses(values, message):
+    with pytest.raises(InrilError, match=message):
+        load_config([values])
+
+
+# -- files and names --------------------------------------------------------------------------------------------------
+def test_read_yaml(tmp_path: Path):
+    good = tmp_path / "good.yaml"
+    good.write_text("a: {b: 1}\n")
+    assert read_yaml(good) == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "Cannot read"),
+        (b"a: [1", "not valid YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"- 1", "must hold a mapping, got list"),
+    ],
+)
+def test_read_yaml_names_the_file_that_it_can_t_use(tmp_path: Path, content, message):
+    path = tmp_path / "bad.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InrilError, match=message) as error:
+        read_yaml(path)
+    assert str(path) in str(error.value)
+
+
+def test_names_are_resolved_lazily_and_unknown_ones_list_the_choices():
+    table = {"join": "os.path:join", "broken": "no.such.module:x"}
+    assert resolve(table, "join", "thing")("a", "b") == "a/b"
+    with pytest.raises(InrilError, match=r"Unknown thing 'joan'. Did you mean 'join'\? Choose one of: broken, join"):
+        resolve(table, "joan", "thing")
+
+
+def test_to_dict_is_plain():
+    assert to_dict(Outer()) == {"inner": {"size": 1, "rate": 0.5}, "name": "x"}

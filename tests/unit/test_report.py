@@ -1,0 +1,389 @@
+"""Reports are self-contained, escaped, hold the numbers, and survive what a crash leaves behind."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from inril_ray.report import write_run_report, write_verdict_report
+from inril_ray.report.charts import (
+    Chart,
+    Scale,
+    Series,
+    line_chart,
+    log_ticks,
+    nice_ticks,
+    tick_text,
+)
+from inril_ray.report.page import Html, tag
+from inril_ray.report.records import interval, number, points
+from inril_ray.report.run_report import imitation_steps
+from inril_ray.report.verdict_report import mean_curve
+from inril_ray.types import InrilError
+
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+VERSIONS = {"inril_ray": "0.1.0", "torch": "2.15.0"}
+
+
+def outcome(successes, episodes, low, high):
+    outcomes = [1] * successes + [0] * (episodes - successes)
+    rates = {"success_rate": successes / episodes, "success_rate_low": low, "success_rate_high": high}
+    return {**rates, "success_rate_any": successes / episodes, "eval_episodes": float(episodes), "outcomes": outcomes}
+
+
+BASE, FINAL = outcome(48, 100, 0.385, 0.577), outcome(85, 100, 0.767, 0.907)
+
+
+def records(last=6, steps=5000):
+    made = [{"iteration": 0, "env_steps": 0, **{k: v for k, v in BASE.items() if k != "outcomes"}}]
+    for i in range(1, last + 1):
+        record = {
+            "iteration": i,
+            "env_steps": i * steps,
+            "train_success_rate": 0.3 + 0.05 * i,
+            "rho": 0.1 * (-1) ** i,
+            "conflict_rate": 0.4,
+            "il_probe_loss": 0.5 / i,
+            "il_probe_loss_all": 0.6 / i,
+            "grad_norm_rl": 0.01 * i,
+            "grad_norm_il": 1.0 * i,
+            "il_updates": float(20 * (i // 2)),
+            "rl_updates": 10.0 * i,
+            "il_iterations": float(i // 2),
+            "rollout_s": 2.0,
+            "rl_s": 1.0,
+        }
+        if i % 3 == 0:
+            record |= {"success_rate": 0.6, "success_rate_low": 0.5, "success_rate_high": 0.7, "eval_episodes": 50.0}
+        made.append(record)
+    return made
+
+
+def write_run(folder, *, task="robomimic/lift", final=FINAL, finished=True, lines=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    demos = {"source": "scripted", "source_file": "lift_scripted.hdf5", "content_hash": "e6526078dd3a66c9"}
+    interleave = {"every": 7, "il_steps": "matched"}
+    plain = {"task": task, "algorithm": "dppo", "schedule": "fixed", "separation": "upgrad", "seed": 3}
+    about = {"versions": VERSIONS, "commit": "700753edbacb", "machine": {"system": "Linux", "cpus": 2, "gpu": None}}
+    config = {"config": {**plain, "interleave": interleave}, "hash": "ecd2c5dd1cec", "demos": demos, **about}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (lines or records())))
+    summary = {
+        **plain,
+        "every": 7,
+        "config_hash": "ecd2c5dd1cec",
+        "demos": {"source": "scripted", "file": "lift_scripted.hdf5", "hash": "e6526078dd3a66c9"},
+        "base": BASE,
+        "final": final,
+        "best": {"iteration": 4, **FINAL},
+        "cloning": {"bc_loss": 0.12, "bc_loss_held_out": 0.15},
+        "iterations": 6,
+        "env_steps": 30000,
+        "counters": {"rl_updates": 60, "il_updates": 61, "il_iterations": 3},
+        "seconds_by_phase": {"rollout": 120.25, "rl": 30.5},
+        "peak_memory_bytes": {"process": 2**30, "sum": 2**30},
+        **about,
+    }
+    if finished:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def write_verdict(folder, seeds=(0, 1, 2), *, label="IN-RIL", runs=True):
+    scores = {"rl_only": [0.55, 0.6, 0.5], "inril": [0.8, 0.85, 0.7]}
+    iqms = {"rl_only": (0.55, 0.5, 0.6), "inril": (0.783, 0.7, 0.85)}
+    arms = {}
+    for arm, values in scores.items():
+        names = [f"{arm}_seed{s}" for s in seeds]
+        if runs:
+            for name in names:
+                write_run(folder / name)
+        arms[arm] = {
+            "label": label if arm == "inril" else "RL only",
+            "overrides": {"schedule": "rl_only"} if arm == "rl_only" else {},
+            "scores": values,
+            "rl_updates": [1210, 1210, 1210],
+            "il_updates": [0, 0, 0] if arm == "rl_only" else [340, 340, 343],
+            "seconds": [400.0, 410.0, 420.0],
+            "iqm": dict(zip(("value", "low", "high"), iqms[arm], strict=True)),
+            "runs": names,
+        }
+    comparison = {
+        "against": "rl_only",
+        "difference": {"value": 0.233, "low": 0.2, "high": 0.25},
+        "t_interval": {"low": 0.161, "high": 0.305},
+        "probability_of_improvement": {"value": 1.0, "low": 0.91, "high": 1.0},
+        "verdict": "helps",
+        "sentence": "IN-RIL helps: its success rate differs from RL only's by +23.3 percentage points.",
+        "more_seeds": None,
+    }
+    result = {
+        "task": "robomimic/lift",
+        "algorithm": "dppo",
+        "demos": {"source": "scripted", "file": "lift_scripted.hdf5", "hash": "e6526078dd3a66c9"},
+        "seeds": list(seeds),
+        "env_steps": 30000,
+        "episodes_per_run": 100,
+        "base": {k: v for k, v in BASE.items() if k != "outcomes"},
+        "arms": arms,
+        "comparisons": {"inril": comparison},
+        "versions": VERSIONS,
+        "commit": "700753edbacb",
+        "machine": {"system": "Linux", "cpus": 2, "gpu": None},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "verdict.json").write_text(json.dumps(result))
+    return folder
+
+
+class Reader(HTMLParser):
+    """Checks that tags nest and collects what a browser would load, and the text."""
+
+    VOID = {"img", "meta", "source"}
+
+    def __init__(self, document):
+        super().__init__()
+        self.open, self.tags, self.loads, self.labels, self.text = [], [], [], [], ""
+        self.feed(document)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.loads += [values[k] for k in ("src", "href", "poster", "data", "action") if values.get(k)]
+        assert not [k for k in values if k.startswith("on")]
+        if tag == "svg" and "aria-hidden" not in values:
+            self.labels.append(values["aria-label"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text += data + " "
+
+
+def read(path):
+    document = path.read_text(encoding="utf-8")
+    reader = Reader(document)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(reader.tags)
+    assert all(source.startswith("data:") for source in reader.loads)
+    assert not re.search(r"https?://|@import|url\(", document)
+    reader.flat = re.sub(r"\s+", " ", reader.text)
+    return reader
+
+
+def test_run_report_holds_the_numbers(tmp_path):
+    path = write_run_report(write_run(tmp_path / "run"))
+    assert path == tmp_path / "run" / "report.html"
+    assert not list(path.parent.glob(".*partial"))
+    page = read(path)
+    for expected in (
+        "base policy 48.0 % [38.5, 57.7] (100 episodes)",
+        "final policy 85.0 % [76.7, 90.7] (100 episodes)",
+        "The two intervals are disjoint.",
+        "37 went from failure to success, 0 from success to failure",
+        "scripted demonstrations",
+        "robomimic/lift",
+        "dppo",
+        "upgrad",
+        "7 iterations",
+        "30 000 control steps",
+        "61 gradient steps in 3 iterations",
+        "120.25",
+        "150.75",
+        "1,024",
+        "700753edbacb",
+        "2.15.0",
+        "share of minibatch pairs whose gradients oppose each other",
+        '"il_steps": "matched"',
+    ):
+        assert expected in page.flat.replace("( ", "("), expected
+    assert len(page.labels) == 6
+    assert all("against environment steps" in label for label in page.labels)
+    assert "missing" not in page.flat
+
+
+def test_glossary_names_only_metrics_that_occur(tmp_path):
+    page = read(write_run_report(write_run(tmp_path)))
+    assert "conflict_rate" in page.flat
+    assert "worker_restarts" not in page.flat
+
+
+def test_overlapping_intervals_are_said_to_overlap(tmp_path):
+    page = read(write_run_report(write_run(tmp_path, final=outcome(52, 100, 0.42, 0.61))))
+    assert "The two intervals overlap" in page.flat
+    assert "disjoint." not in page.flat
+
+
+@pytest.mark.parametrize("place", ["task", "config"])
+def test_text_from_files_is_escaped(tmp_path, place):
+    write_run(tmp_path, task=HOSTILE)
+    if place == "config":
+        (tmp_path / "summary.json").unlink()
+    path = write_run_report(tmp_path)
+    read(path)
+    assert "<script" not in path.read_text()
+    assert "&lt;script&gt;" in path.read_text()
+
+
+def test_crashed_run_says_what_is_missing(tmp_path):
+    write_run(tmp_path, finished=False)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"env_steps": 350')
+    page = read(write_run_report(tmp_path))
+    assert "summary.json is missing. The run has not finished" in page.flat
+    assert "base policy succeeds in 48.0 %" in page.flat
+    assert "after 30 000 environment steps: 60.0 % [50.0, 70.0]" in page.flat
+    assert "18.00" in page.flat  # seconds so far
+    assert "scripted demonstrations" in page.flat
+
+
+def test_nothing_but_a_configuration(tmp_path):
+    write_run(tmp_path, finished=False)
+    (tmp_path / "metrics.jsonl").unlink()
+    page = read(write_run_report(tmp_path))
+    assert "metrics.jsonl is missing or empty." in page.flat
+    assert "No evaluation was recorded." in page.flat
+    assert "Not recorded in this run." in page.flat
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+@pytest.mark.parametrize("content", ["{", "[1]", '{"config": 3, "base": 4, "peak_memory_bytes": 5}'])
+def test_damaged_files_do_not_crash(tmp_path, name, content):
+    write_run(tmp_path)
+    (tmp_path / name).write_text(content)
+    read(write_run_report(tmp_path))
+
+
+def test_not_a_run(tmp_path):
+    with pytest.raises(InrilError, match=re.escape(str(tmp_path))):
+        write_run_report(tmp_path)
+    with pytest.raises(InrilError, match="holds no verdict"):
+        write_verdict_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures(tmp_path):
+    media = write_run(tmp_path) / "media"
+    media.mkdir()
+    (media / "media.json").write_text(json.dumps({"error": "No pictures: no OpenGL <library>"}))
+    page = read(write_run_report(tmp_path))
+    assert "No pictures: no OpenGL <library>" in page.flat
+    (media / "media.json").write_text(
+        json.dumps({"episode": 4, "before": "failure", "after": "success", "note": "Evaluation episode 4."})
+    )
+    for name in ("before", "after"):
+        (media / f"{name}.png").write_bytes(b"png" + name.encode())
+    page = read(write_run_report(tmp_path))
+    assert page.tags.count("img") == 2
+    (media / "before.mp4").write_bytes(b"video")
+    page = read(write_run_report(tmp_path))
+    assert (page.tags.count("video"), page.tags.count("img")) == (1, 1)
+    assert "data:video/mp4;base64," + base64.b64encode(b"video").decode() in page.loads
+    assert "Before fine-tuning: failure" in page.flat
+    assert "After fine-tuning: success" in page.flat
+    assert "Evaluation episode 4." in page.flat
+
+
+def test_verdict_report_holds_the_numbers(tmp_path):
+    page = read(write_verdict_report(write_verdict(tmp_path)))
+    for expected in (
+        "IN-RIL helps: its success rate differs",
+        "scripted demonstrations",
+        "78.3 %",
+        "[70.0, 85.0]",
+        "Success, seed 2",
+        "30 000",
+        "340 to 343",
+        "400 to 420",
+        "RL only 1 210 RL + 0 IL; IN-RIL 1 210 RL + 341 IL",
+        "95 % stratified bootstrap intervals over seeds",
+        "disjoint from those of training",
+        "+23.3",
+        "[+20.0, +25.0]",
+        "[+16.1, +30.5]",
+        "1.00 [0.91, 1.00]",
+        "48.0 % [38.5, 57.7], 100 episodes",
+        "schedule = rl_only",
+        "700753edbacb",
+    ):
+        assert expected in page.flat, expected
+    assert len(page.labels) == 3
+    assert "RL only: 55.0, 60.0, 50.0" in page.labels[0]
+    assert "IN-RIL, mean" in page.labels[1]
+    assert "missing" not in page.flat
+
+
+def test_verdict_without_runs_and_with_hostile_text(tmp_path):
+    path = write_verdict_report(write_verdict(tmp_path, label=HOSTILE, runs=False))
+    page = read(path)
+    assert "Run inril_seed2 is not in the curves: metrics.jsonl is missing or empty." in page.flat
+    assert "<script" not in path.read_text()
+
+
+def test_verdict_with_three_arms_and_bare_ones(tmp_path):
+    write_verdict(tmp_path)
+    result = json.loads((tmp_path / "verdict.json").read_text())
+    result["arms"]["bc_reg"] = {"label": "BC regularised"}
+    del result["comparisons"], result["base"], result["machine"]
+    (tmp_path / "verdict.json").write_text(json.dumps(result))
+    page = read(write_verdict_report(tmp_path))
+    assert "The verdict holds no comparison." in page.flat
+    assert "BC regularised" in page.flat
+
+
+def test_imitation_iterations_are_those_that_added_updates():
+    made = [{"env_steps": s, "il_updates": u} for s, u in ((10, 0.0), (20, 5.0), (30, 5.0), (40, 10.0))]
+    assert imitation_steps(made) == [20, 40]
+
+
+def test_mean_curve_uses_shared_steps_only():
+    assert mean_curve([[(0, 1.0), (5, 2.0)], [(0, 3.0), (5, 4.0), (9, 9.0)]]) == [(0, 2.0), (5, 3.0)]
+    assert mean_curve([]) == []
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (-0.03, 0.4), (1.009, 1.017), (5, 5), (0, 0), (0, 1e-9), (3e5, 7e6)])
+def test_ticks_are_few_and_cover(ends):
+    ticks = nice_ticks(*ends)
+    assert ticks[0] <= ends[0] + 1e-15
+    assert ticks[-1] >= ends[1] - 1e-15
+    assert 2 <= len(ticks) <= 8
+    assert ticks == sorted(set(ticks))
+
+
+def test_logarithmic_axis():
+    assert log_ticks(0.02, 5) == pytest.approx([0.01, 0.1, 1, 10])
+    assert log_ticks(1, 1) == [1, 10]
+    assert Scale(0.01, 100, 200, 0, True)(1.0) == 100.0
+
+
+def test_tick_text():
+    assert [tick_text(v) for v in (0, -0.2, 20000, 1.5e6, 0.1 + 0.2)] == ["0", "−0.2", "20k", "1.5M", "0.3"]
+
+
+def test_chart_marks_and_positions():
+    chart = Chart(
+        title="T", y_label="Y (%)", series=[Series(label="a", points=[(0, 0), (10, 100)])], y_range=(0, 100), x_max=10
+    )
+    drawn = line_chart(chart)
+    assert 'points="46.0,206.0 390.0,26.0"' in drawn
+    assert drawn.count("<circle") == 2
+    assert 'role="img"' in drawn
+    assert "first 0, last 100" in drawn
+
+
+def test_tag_escapes_text_and_attributes():
+    assert tag("p", "<b>", class_='"x"') == '<p class="&quot;x&quot;">&lt;b&gt;</p>'
+    assert tag("p", Html("<b>"), muted=True, id=None) == "<p muted><b></p>"
+
+
+def test_numbers_from_files_are_checked():
+    assert [number(v) for v in (1, 2.5, True, "3", None, float("nan"))] == [1.0, 2.5, None, None, None, None]
+    assert points([{"env_steps": 1, "rho": 0.5}, {"env_steps": 2}, {"rho": 1}], "rho", 2.0) == [(1.0, 1.0)]
+    assert interval(-0.1, 0.2, sign="+") == "[−10.0, +20.0]"
+    assert interval(None, 0.2) == "[no interval]"
