@@ -55,9 +55,7 @@ def main() -> None:
             "curves": {f"seed{s}": curve(s) for s in SEEDS},
         },
         reference="the cloned policy of each seed, evaluated on the same episodes",
-        ratio=round(
-            sum(o["success_rate"] for o in final.values()) / sum(o["success_rate"] for o in base.values()), 3
-        ),
+        ratio=round(sum(o["success_rate"] for o in final.values()) / sum(o["success_rate"] for o in base.values()), 3),
         goal="at least 95 % in every seed, from 30-70 %",
     )
     print(f"Results in {FOLDER}, reports in {RUNS}.")

@@ -55,13 +55,15 @@ class Evaluator:
         sim = self.env.env
         sim.episode[:] = -1
         envs = range(sim.first_env, sim.first_env + sim.num_envs)
-        noise = ActionNoise(self.seed, PURPOSES.index("eval"), envs, policy.noise_shape)
         limit = math.ceil(self.env.spec.max_episode_steps / self.env.action_horizon)
         parts = []
         for first in range(0, num_episodes, self.total_envs):
             wanted = np.array([i for i in envs if first + i < num_episodes])
             if len(wanted) == 0:
                 break
+            # New streams for each round: how long the last one took must not matter to this one.
+            episodes = range(first + envs.start, first + envs.stop)
+            noise = ActionNoise(self.seed, PURPOSES.index("eval"), episodes, policy.noise_shape)
             obs = self.env.reset()
             self.env.pop_episodes()
             found: dict[int, EpisodeStats] = {}

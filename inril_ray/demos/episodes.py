@@ -96,7 +96,7 @@ def checked_array(
         DemoError: the first check that fails.
     """
     array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.number) and array.dtype != bool:
+    if array.dtype.kind not in "fiub":
         raise DemoError(path, f"holds {array.dtype}, not numbers.", episode=episode, field=field)
     expected = 1 if width is None else 2
     if array.ndim != expected:
@@ -107,7 +107,9 @@ def checked_array(
         raise DemoError(path, f"has {len(array)} steps, the episode has {length}.", episode=episode, field=field)
     if len(array) == 0:
         raise DemoError(path, "is empty.", episode=episode, field=field)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
     bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
     if bad.any():
         raise DemoError(path, f"is not finite at step {int(np.argmax(bad))}.", episode=episode, field=field)
-    return np.ascontiguousarray(array, dtype=np.float32)
+    return array

@@ -197,6 +197,10 @@ def load(path: Path, expectation: Expectation | None = None) -> DemoArrays:
                 f"holds demonstrations of {arrays.info.env_name!r}, the task needs {expectation.env_name!r}.",
                 field="env_name",
             )
+        if arrays.actions.shape[1] != expectation.action_dim:
+            raise DemoError(
+                path, f"has width {arrays.actions.shape[1]}, the task needs {expectation.action_dim}.", field="actions"
+            )
         if arrays.info.obs_keys != expectation.obs_keys:
             raise DemoError(
                 path, f"holds {arrays.info.obs_keys}, the task needs {expectation.obs_keys}.", field="obs_keys"
@@ -276,6 +280,7 @@ def read_arrow(path: Path) -> DemoArrays:
     """
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)
         header = json.loads((table.schema.metadata or {})[METADATA_KEY])
         version = header["format_version"]
         if version != FORMAT_VERSION:
@@ -289,10 +294,11 @@ def read_arrow(path: Path) -> DemoArrays:
             held_out=np.array(header["held_out"], bool),
             info=DemoInfo(**info),
         )
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise DemoError(path, f"is not a complete demonstration store ({error!r}).") from None
     starts = arrays.episode_starts
-    if len(starts) != len(arrays.held_out) + 1 or starts[-1] != len(arrays.obs) or (np.diff(starts) < 1).any():
+    fits = len(starts) == len(arrays.held_out) + 1 and starts[0] == 0 and starts[-1] == len(arrays.obs)
+    if not fits or (np.diff(starts) < 1).any():
         raise DemoError(path, "disagrees with the number of steps.", field="episode_starts")
     return arrays
 

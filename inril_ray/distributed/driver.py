@@ -45,8 +45,8 @@ def connect(config: ExperimentConfig) -> None:
         if "RAY_ADDRESS" in os.environ:
             ray.init(logging_level=logging.WARNING)
         else:
-            # Ray gives its processes almost the lowest priority, so that anything else on the machine starves them. Here
-            # they are the job. Measured: with two busy processes beside it, a learner did not start within 300 s.
+            # Ray gives its processes almost the lowest priority, so that anything else on the machine starves them.
+            # Here they are the job. Measured: beside two busy processes a learner did not start within 300 s.
             os.environ.setdefault("RAY_worker_niceness", "0")
             # Logical CPUs: in sync mode workers and learner take turns, so a local cluster may have more than cores.
             ray.init(num_cpus=max(available_cpus(), needed), logging_level=logging.WARNING, log_to_driver=True)

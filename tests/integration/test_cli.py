@@ -55,9 +55,7 @@ def test_eval_reproduces_the_summary(trained: Path, policy: str, capsys: pytest.
     )
 
 
-def test_verdict_compares_paired_seeds(
-    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verdict_compares_paired_seeds(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "verdict"
     arguments = ("verdict", "--config", tiny_file, "--local", "--seeds", 0, 1, 2, "--out", out)
     arguments = (*arguments, "--set", "num_iterations=2", "--set", "evaluation.every=0")
@@ -126,7 +124,10 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
 def test_flags_are_frozen() -> None:
     """A new flag is a decision: it is added here too."""
     actions = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    flags = {name: sorted(o for a in p._actions for o in a.option_strings if o.startswith("--")) for name, p in actions.items()}
+    flags = {
+        name: sorted(o for a in p._actions for o in a.option_strings if o.startswith("--"))
+        for name, p in actions.items()
+    }
     shared = ["--algorithm", "--config", "--demos", "--help", "--schedule", "--seed", "--separation", "--set", "--task"]
     assert flags == {
         "train": sorted([*shared, "--out", "--resume", "--local"]),

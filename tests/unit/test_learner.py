@@ -170,20 +170,7 @@ def test_il_only_leaves_the_actor_alone_between_imitations():
     assert not torch.equal(actor_of(learner), actor)
 
 
-@pytest.mark.parametrize(
-    "separation",
-    [
-        "naive",
-        pytest.param(
-            "upgrad",
-            marks=pytest.mark.xfail(strict=True, reason="Learner._imitate adds g_RL whatever the schedule says"),
-        ),
-        pytest.param(
-            "pcgrad",
-            marks=pytest.mark.xfail(strict=True, reason="Learner._imitate adds g_RL whatever the schedule says"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("separation", ["naive", "upgrad", "pcgrad"])
 def test_il_only_never_changes_the_actor_by_reinforcement(separation):
     """Other rewards, same actor."""
     results = []
@@ -209,14 +196,14 @@ def test_critic_warm_up_trains_the_critic_only():
 
 
 def test_imitation_lowers_the_probe_loss():
-    learner = tiny_learner(schedule="il_only", separation="naive", every=1, il_steps=100, rl={"actor_lr": 1e-2})
+    learner = tiny_learner(schedule="il_only", separation="naive", every=1, il_steps=100, il_lr=1e-2)
     row = run(learner, rollouts_for(learner))[0]
     assert row["il_probe_loss"] < 0.95 * row["il_probe_loss_before"]
 
 
 @pytest.mark.parametrize(("separation", "used"), [("naive", "actor"), ("upgrad", "il"), ("pcgrad", "il")])
 def test_the_separation_chooses_the_optimiser(separation, used):
-    learner = tiny_learner(schedule="il_only", separation=separation, every=1, il_steps=1)
+    learner = tiny_learner(separation=separation, every=1, il_steps=1, rl={"critic_warmup_iterations": 1})
     run(learner, rollouts_for(learner))
     assert {n for n, o in learner.optimizers().items() if o.state} == {used, "critic"}
 
@@ -326,7 +313,9 @@ def test_rho_of_the_learner_is_that_of_its_gradients(monkeypatch):
     loss = learner.algorithm.loss
     monkeypatch.setattr(type(batch), "sample", lambda self, generator: everything)
     for sign, expected in ((-1.0, 1.0), (1.0, -1.0)):
-        monkeypatch.setattr(learner, "_il_loss", lambda demos, s=sign: s * loss(learner.policy, everything).policy)
+        monkeypatch.setattr(
+            learner, "_il_loss", lambda demos, generator, s=sign: s * loss(learner.policy, everything).policy
+        )
         row = learner.learn(rollout, fresh_start=True)
         assert row["rho"] == pytest.approx(expected, abs=1e-5)
         assert row["conflict_rate"] == float(sign < 0)

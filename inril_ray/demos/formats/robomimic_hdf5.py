@@ -21,7 +21,7 @@ import numpy as np
 from inril_ray.demos.episodes import DemoError, Episode, Expectation, FileInfo, checked_array
 from inril_ray.types import FloatArray
 
-DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 """What h5py raises on damaged files."""
 SOURCE_ATTRIBUTE = "inril_source"
 """Our attribute on ``data``: JSON with ``kind`` (scripted, planner, rl) and how the file was made."""

@@ -1,0 +1,182 @@
+"""Evaluation: the same episodes each time, in order, whatever the workers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from inril_ray.envs.chunking import ChunkedEnv
+from inril_ray.evaluate import Evaluator, evaluation_metrics
+from inril_ray.statistics import rate
+from inril_ray.types import EpisodeStats, InrilError
+from tests.fakes import TINY_POLICY, FakeEnv, tiny_policy
+
+FIELDS = ("envs", "returns", "lengths", "success", "success_any")
+POLICY = {"prediction_horizon": 2}
+
+
+def evaluator(envs: range, total: int, *, seed: int = 0, terminate_on_success: bool = False) -> Evaluator:
+    env = FakeEnv(
+        len(envs),
+        seed=seed,
+        purpose="eval",
+        first_env=envs.start,
+        terminate_on_success=terminate_on_success,
+        radius=0.6,
+    )
+    return Evaluator(ChunkedEnv(env, 2), seed, total)
+
+
+def policy(kind: str = "diffusion_mlp") -> object:
+    return tiny_policy(kind, **(POLICY if kind == "gaussian_mlp" else {}))
+
+
+def rows(stats: EpisodeStats) -> list[tuple]:
+    return list(zip(*(getattr(stats, name).tolist() for name in FIELDS), strict=True))
+
+
+def assert_same(got: EpisodeStats, want: EpisodeStats) -> None:
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", TINY_POLICY)
+@pytest.mark.parametrize("num_episodes", [1, 4, 10])
+def test_every_evaluation_runs_the_same_episodes(kind: str, num_episodes: int) -> None:
+    chosen, evaluate = policy(kind), evaluator(range(4), 4)
+    first = evaluate.evaluate(chosen, num_episodes)
+    assert_same(evaluate.evaluate(chosen, num_episodes), first)
+    assert_same(evaluator(range(4), 4).evaluate(chosen, num_episodes), first)
+    assert first.envs.tolist() == [e % 4 for e in range(num_episodes)]
+    assert first.lengths.tolist() == [10] * num_episodes
+    assert len({row[1:] for row in rows(first)}) > 1 or num_episodes < 10, "all episodes are alike: shows nothing"
+
+
+def test_more_episodes_begin_with_the_same_ones() -> None:
+    evaluate = evaluator(range(4), 4)
+    many = evaluate.evaluate(policy(), 11)
+    few = evaluate.evaluate(policy(), 6)
+    assert rows(many)[:6] == rows(few)
+
+
+def test_successive_rounds_are_new_episodes() -> None:
+    """Initial states of the rounds are those of episodes 0, 1, 2 … of each environment."""
+    evaluate = evaluator(range(3), 3)
+    sim = evaluate.env.env
+    starts: list[np.ndarray] = []
+    original = evaluate.env.reset
+
+    def reset() -> np.ndarray:
+        obs = original()
+        starts.append(obs)
+        return obs
+
+    evaluate.env.reset = reset
+    evaluate.evaluate(policy(), 9)
+    expected = FakeEnv(3, purpose="eval")
+    np.testing.assert_array_equal(np.stack(starts), np.stack([expected.reset()[0] for _ in range(3)]))
+    assert sim.purpose == "eval"
+
+
+@pytest.mark.parametrize("split", [(2, 3), (1, 1, 3), (4, 1)])
+@pytest.mark.parametrize("num_episodes", [3, 5, 13])
+def test_the_split_into_workers_does_not_matter(split: tuple[int, ...], num_episodes: int) -> None:
+    chosen = policy()
+    whole = evaluator(range(5), 5).evaluate(chosen, num_episodes)
+    starts = np.cumsum([0, *split])
+    parts = [
+        evaluator(range(a, b), 5).evaluate(chosen, num_episodes) for a, b in zip(starts[:-1], starts[1:], strict=True)
+    ]
+    assert sum(len(p.envs) for p in parts) == num_episodes
+    for part, a, b in zip(parts, starts[:-1], starts[1:], strict=True):
+        mine = (whole.envs >= a) & (whole.envs < b)
+        assert part.envs.tolist() == whole.envs[mine].tolist()
+        for name in FIELDS:
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[mine], err_msg=name)
+
+
+def test_the_split_does_not_matter_where_success_ends_episodes() -> None:
+    chosen = policy()
+
+    def noise_of_env_0(envs: range) -> list[float]:
+        evaluate, seen = evaluator(envs, 5, terminate_on_success=True), []
+        act, step = chosen.act, evaluate.env.step
+        rounds = []
+        original_reset = evaluate.env.reset
+
+        def reset() -> np.ndarray:
+            rounds.append(True)
+            return original_reset()
+
+        def recording(obs: object, noise: object, *, deterministic: bool) -> object:
+            if len(seen) < len(rounds):
+                seen.append(float(noise[0].sum()))
+            return act(obs, noise, deterministic=deterministic)
+
+        evaluate.env.reset = reset
+        object.__setattr__(chosen, "act", recording)
+        try:
+            lengths = evaluate.evaluate(chosen, 20).lengths
+        finally:
+            object.__delattr__(chosen, "act")
+        assert lengths.min() < 10, "no episode ended early: the test shows nothing"
+        assert step is not None
+        return seen
+
+    assert noise_of_env_0(range(1)) == noise_of_env_0(range(5))
+
+
+def test_a_worker_without_a_share_has_no_episodes() -> None:
+    stats = evaluator(range(3, 5), 5).evaluate(policy(), 3)
+    assert all(len(getattr(stats, name)) == 0 for name in FIELDS)
+    whole = evaluator(range(3), 5).evaluate(policy(), 3)
+    assert_same(EpisodeStats.concatenate([whole, stats]), whole)
+
+
+def test_other_seeds_are_other_episodes() -> None:
+    chosen = policy()
+    assert rows(evaluator(range(4), 4).evaluate(chosen, 8)) != rows(evaluator(range(4), 4, seed=1).evaluate(chosen, 8))
+
+
+def test_an_episode_that_ends_early_is_counted_once() -> None:
+    stats = evaluator(range(4), 4, terminate_on_success=True).evaluate(policy(), 8)
+    assert stats.envs.tolist() == [0, 1, 2, 3] * 2
+    assert stats.lengths.min() < 10, "no episode ended early: the test shows nothing"
+    assert (stats.success == stats.success_any).all()
+
+
+def test_an_environment_that_breaks_once_delivers_its_next_episode() -> None:
+    evaluate, healthy = evaluator(range(3), 3), evaluator(range(3), 3)
+    evaluate.env.env.nan_obs_at = {(1, 0, 4)}
+    stats, want = evaluate.evaluate(policy(), 3), healthy.evaluate(policy(), 3)
+    assert stats.envs.tolist() == [0, 1, 2]
+    assert [rows(stats)[i] for i in (0, 2)] == [rows(want)[i] for i in (0, 2)]
+    assert evaluate.env.nan_resets == 1
+
+
+def test_an_environment_that_always_breaks_is_an_error() -> None:
+    evaluate = evaluator(range(3), 3)
+    evaluate.env.env.nan_obs_at = {(2, episode, 1) for episode in range(100)}
+    with pytest.raises(InrilError, match=r"environments \[2\] never finished"):
+        evaluate.evaluate(policy(), 3)
+
+
+def test_metrics_count_and_bound() -> None:
+    stats = EpisodeStats(
+        envs=np.arange(4),
+        returns=np.array([1.0, 0.0, 3.0, 0.0], np.float32),
+        lengths=np.full(4, 10),
+        success=np.array([True, False, False, False]),
+        success_any=np.array([True, False, True, False]),
+    )
+    metrics = evaluation_metrics(stats)
+    interval = rate(1, 4)
+    assert metrics == {
+        "success_rate": 0.25,
+        "success_rate_low": interval.low,
+        "success_rate_high": interval.high,
+        "success_rate_any": 0.5,
+        "eval_episodes": 4.0,
+        "eval_return": 1.0,
+    }
+    assert metrics["success_rate_low"] < 0.25 < metrics["success_rate_high"]
