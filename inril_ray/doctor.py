@@ -74,6 +74,7 @@ def _rendering() -> str:
         env = envs.make(next(iter(envs.TASKS)), num_envs=1, seed=0)
         env.reset()
         env.render_env(0, 64, 48)
+        env.close()
     except InrilError as error:
         return str(error)
     return "works without a display"

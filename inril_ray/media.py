@@ -51,7 +51,9 @@ def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> 
         return outcome
 
     sim.advance = filmed  # type: ignore[method-assign]
-    return frames, _play(ChunkedEnv(sim, policy.action_horizon), policy, config.seed, episode)
+    success = _play(ChunkedEnv(sim, policy.action_horizon), policy, config.seed, episode)
+    sim.close()
+    return frames, success
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: object, **attributes: object) -> Html:
+def tag(name: str, /, *children: object, **attributes: object) -> Html:
     """Return an element; children that are not :class:`Html` and all attribute values are escaped.
 
     Args:

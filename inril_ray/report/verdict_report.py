@@ -119,7 +119,7 @@ def _conditions(result: dict[str, Any], source: str) -> Html:
 
 
 def _arms(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Html:
-    rows: list[list[object]] = [
+    rows: list[list[Any]] = [
         ["Interquartile mean of success", *(tag("strong", percent(at(a.values, "iqm", "value"))) for a in arms)],
         ["95 % interval (%)", *(interval(at(a.values, "iqm", "low"), at(a.values, "iqm", "high")) for a in arms)],
     ]
@@ -210,7 +210,7 @@ def _comparisons(result: dict[str, Any], arms: Sequence[Arm]) -> Html:
         shown = "not recorded" if found is None else f"{found:.2f}"
         return f"{shown} {interval(p.get('low'), p.get('high'), 1.0, 2)}"
 
-    rows: list[list[object]] = [
+    rows: list[list[Any]] = [
         ["Verdict", *(tag("strong", str(at(c, "verdict"))) for c in cells)],
         ["Difference of interquartile means (percentage points)", *(value(c) for c in cells)],
         ["… 95 % bootstrap interval over seeds", *(points_of(c, "difference") for c in cells)],

@@ -116,7 +116,10 @@ def test_mistakes_get_one_clear_sentence(
 
 
 def test_help_is_fast_and_loads_nothing_heavy() -> None:
-    code = "import sys, inril_ray.cli as c; c.parser(); print([m for m in ('ray','torch','mlflow','mujoco') if m in sys.modules])"
+    code = (
+        "import sys, inril_ray.cli as c; c.parser(); "
+        "print([m for m in ('ray', 'torch', 'mlflow', 'mujoco') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -67,46 +67,55 @@ def backend_with_policy(**compute: Any) -> RayBackend:
     return backend
 
 
-def test_a_killed_worker_is_replaced_and_repeats_its_fragment_exactly() -> None:
-    calm, struck = backend_with_policy(num_workers=2), None
+def test_killed_workers_are_replaced_and_repeat_their_fragments_exactly() -> None:
+    """Killed between iterations and, later, in the middle of a fragment."""
+    calm = backend_with_policy(num_workers=2)
     try:
         expected = [calm.iterate() for _ in range(3)]
     finally:
         calm.close()
     struck = backend_with_policy(num_workers=2)
     try:
-        first = struck.iterate()
+        got = [struck.iterate()]
         os.kill(ray.get(struck.workers[1].ready.remote()), signal.SIGKILL)
-        second = struck.iterate()
-        third = struck.iterate()
+        got.append(struck.iterate())
+        pid = ray.get(struck.workers[0].ready.remote())
+        struck._launch(0)
+        os.kill(pid, signal.SIGKILL)
+        got.append(struck.iterate())
     finally:
         struck.close()
-    assert second["worker_restarts"] == 1.0
-    for got, wanted in zip((first, second, third), expected, strict=True):
+    assert [row["worker_restarts"] for row in got] == [0.0, 1.0, 2.0]
+    for row, wanted in zip(got, expected, strict=True):
         for name in ("grad_norm_rl", "policy_loss", "value_loss", "env_steps"):
-            assert got[name] == wanted[name]
+            assert row[name] == wanted[name]
 
 
-def test_a_worker_killed_while_it_collects_is_replaced() -> None:
-    backend = backend_with_policy(num_workers=2)
+def test_silent_worker_is_replaced_and_older_or_stale_weights_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = backend_with_policy(rollout_timeout_s=10.0, mode="pipelined", max_policy_lag=1)
     try:
-        pid = ray.get(backend.workers[0].ready.remote())
-        backend._launch(0)
-        os.kill(pid, signal.SIGKILL)
-        assert backend.iterate()["worker_restarts"] == 1.0
-    finally:
-        backend.close()
-
-
-def test_a_silent_worker_is_replaced_after_the_timeout() -> None:
-    backend = backend_with_policy(rollout_timeout_s=15.0)
-    try:
-        pid = ray.get(backend.workers[0].ready.remote())
-        os.kill(pid, signal.SIGSTOP)
+        os.kill(ray.get(backend.workers[0].ready.remote()), signal.SIGSTOP)
         start = time.monotonic()
-        metrics = backend.iterate()
-        assert metrics["worker_restarts"] == 1.0
-        assert time.monotonic() - start >= 15.0
+        assert backend.iterate()["worker_restarts"] == 1.0
+        assert time.monotonic() - start >= 10.0
+        assert "silent for 10 s" in capsys.readouterr().out
+
+        old = backend._refs
+        backend.iterate()
+        backend._land()
+        backend.evaluate(2)
+        call = backend.workers[0].collect.options(num_returns=3).remote(old)
+        with pytest.raises(ray.exceptions.RayTaskError, match="was given the older 1"):
+            ray.get(call[1])
+
+        backend._launch(0)
+        ray.get(backend._flights[0].meta)
+        now = backend._refs
+        backend._refs = WeightRefs(
+            version=now.version + 2, generation=now.generation, everything=now.everything, trainable=now.trainable
+        )
+        backend._land()
+        assert "2 updates old" in capsys.readouterr().out
     finally:
         backend.close()
 
@@ -131,51 +140,16 @@ def test_a_dead_learner_is_named() -> None:
         backend.close()
 
 
-def test_a_worker_refuses_older_weights() -> None:
-    backend = backend_with_policy()
-    try:
-        old = backend._refs
-        backend.iterate()
-        backend.evaluate(2)
-        call = backend.workers[0].collect.options(num_returns=3).remote(old)
-        with pytest.raises(ray.exceptions.RayTaskError, match="given the older 0"):
-            ray.get(call[1])
-    finally:
-        backend.close()
-
-
-def test_a_rollout_with_stale_weights_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
-    backend = backend_with_policy(mode="pipelined", max_policy_lag=1)
-    try:
-        backend._launch(0)
-        ray.get(backend._flights[0].meta)
-        newer = backend._refs
-        backend._refs = WeightRefs(
-            version=2, generation=newer.generation, everything=newer.everything, trainable=newer.trainable
-        )
-        backend._land()
-        assert "2 updates old" in capsys.readouterr().out
-    finally:
-        backend.close()
-
-
-def test_pipelined_mode_learns_from_weights_one_update_old() -> None:
-    backend = backend_with_policy(num_workers=2, mode="pipelined")
-    try:
-        lags = [backend.iterate()["policy_lag"] for _ in range(4)]
-    finally:
-        backend.close()
-    assert lags == [0.0, 1.0, 1.0, 1.0]
-
-
-def test_evaluation_does_not_depend_on_the_number_of_workers() -> None:
-    outcomes = []
+def test_pipelined_mode_lags_by_one_and_evaluation_does_not_depend_on_the_number_of_workers() -> None:
+    outcomes, lags = [], []
     for workers in (1, 2):
-        backend = backend_with_policy(num_workers=workers)
+        backend = backend_with_policy(num_workers=workers, mode="pipelined")
         try:
             outcomes.append(backend.evaluate(6))
+            lags = [backend.iterate()["policy_lag"] for _ in range(4)]
         finally:
             backend.close()
+    assert lags == [0.0, 1.0, 1.0, 1.0]
     np.testing.assert_array_equal(outcomes[0].envs, outcomes[1].envs)
     np.testing.assert_allclose(outcomes[0].returns, outcomes[1].returns)
 

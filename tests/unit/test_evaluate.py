@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.evaluate import Evaluator, evaluation_metrics
@@ -95,35 +96,39 @@ def test_the_split_into_workers_does_not_matter(split: tuple[int, ...], num_epis
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[mine], err_msg=name)
 
 
-def test_the_split_does_not_matter_where_success_ends_episodes() -> None:
+def test_the_noise_of_a_round_does_not_depend_on_how_long_the_others_took() -> None:
+    """A worker whose environments finish early draws less noise in a round; the next round must not show it."""
     chosen = policy()
 
-    def noise_of_env_0(envs: range) -> list[float]:
-        evaluate, seen = evaluator(envs, 5, terminate_on_success=True), []
-        act, step = chosen.act, evaluate.env.step
-        rounds = []
-        original_reset = evaluate.env.reset
+    def first_noise(envs: range) -> tuple[EpisodeStats, np.ndarray]:
+        evaluate, drawn, starting = evaluator(envs, 5, terminate_on_success=True), [], [False]
+        reset, act = evaluate.env.reset, chosen.act
 
-        def reset() -> np.ndarray:
-            rounds.append(True)
-            return original_reset()
+        def marked_reset() -> np.ndarray:
+            starting[0] = True
+            return reset()
 
-        def recording(obs: object, noise: object, *, deterministic: bool) -> object:
-            if len(seen) < len(rounds):
-                seen.append(float(noise[0].sum()))
+        def recording(obs: object, noise: torch.Tensor, *, deterministic: bool) -> object:
+            if starting[0]:
+                drawn.append(noise.numpy().copy())
+                starting[0] = False
             return act(obs, noise, deterministic=deterministic)
 
-        evaluate.env.reset = reset
-        object.__setattr__(chosen, "act", recording)
-        try:
-            lengths = evaluate.evaluate(chosen, 20).lengths
-        finally:
-            object.__delattr__(chosen, "act")
-        assert lengths.min() < 10, "no episode ended early: the test shows nothing"
-        assert step is not None
-        return seen
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluate.env, "reset", marked_reset)
+            patch.setattr(chosen, "act", recording)
+            return evaluate.evaluate(chosen, 20), np.stack(drawn)
 
-    assert noise_of_env_0(range(1)) == noise_of_env_0(range(5))
+    whole, noise = first_noise(range(5))
+    assert noise.shape[:2] == (4, 5)
+    lengths = whole.lengths.reshape(4, 5)
+    early = np.argwhere(lengths[:3] < lengths[:3].max(axis=1, keepdims=True))
+    assert len(early), "no environment was done before the others: the test shows nothing"
+    for env in sorted({int(e) for _, e in early}):
+        alone, noise_alone = first_noise(range(env, env + 1))
+        np.testing.assert_array_equal(noise_alone[:, 0], noise[:, env])
+        np.testing.assert_array_equal(alone.lengths, lengths[:, env])
+    assert len(np.unique(noise.reshape(20, -1), axis=0)) == 20, "every episode has noise of its own"
 
 
 def test_a_worker_without_a_share_has_no_episodes() -> None:

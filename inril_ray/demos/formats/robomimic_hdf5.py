@@ -160,7 +160,8 @@ def _episode(path: Path, name: str, group: Any, expectation: Expectation | None,
     if stated is not None and int(stated) != length:
         raise DemoError(path, f"says {stated}, but there are {length} actions.", episode=name, field="num_samples")
     if "rewards" in group:
-        rewards = checked_array(path, group["rewards"][()], episode=name, field="rewards", length=length)
+        rewards_data: Any = group["rewards"]
+        rewards = checked_array(path, rewards_data[()], episode=name, field="rewards", length=length)
     else:
         rewards = np.zeros(length, np.float32)
     keys = expectation.obs_keys if expectation else tuple((k, None) for k in sorted(observed))

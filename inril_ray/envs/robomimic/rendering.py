@@ -48,6 +48,10 @@ class Renderer:
         self._renderer.update_scene(self._data, camera="agentview", scene_option=self._options)
         return self._renderer.render().copy()
 
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        self._renderer.close()
+
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the simulator's packages."""

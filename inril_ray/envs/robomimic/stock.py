@@ -69,5 +69,5 @@ class StockRobomimicEnv(SimVectorEnv):
 
     def close_extras(self, **kwargs: object) -> None:
         """Free the simulators."""
-        for env in self.envs:
-            env.close()
+        for closable in (*self._renderers.values(), *self.envs):
+            closable.close()
