@@ -149,7 +149,7 @@ def recognise(path: Path) -> Any:
         DemoError: the file does not exist or no format recognises it.
     """
     if not path.is_file():
-        raise DemoError(path, "does not exist.")
+        raise DemoError(path, "is not a file." if path.exists() else "does not exist.")
     for name in FORMATS:
         reader = resolve(FORMATS, name, "demonstration format")
         if reader.recognises(path):
@@ -184,7 +184,7 @@ def read_source(path: Path, expectation: Expectation | None) -> DemoArrays:
 def load(path: Path, expectation: Expectation | None = None) -> DemoArrays:
     """Load demonstrations: our Arrow file by memory map, any other format by reading it."""
     if not path.is_file():
-        raise DemoError(path, "does not exist.")
+        raise DemoError(path, "is not a file." if path.exists() else "does not exist.")
     with path.open("rb") as file:
         is_arrow = file.read(6) == b"ARROW1"
     if not is_arrow:

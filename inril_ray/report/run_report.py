@@ -125,7 +125,8 @@ def _headline(run: RunRecord) -> Html:
     below = tag(
         "p",
         tag("span", run.source, class_="label"),
-        f" One run, seed {_text(run.known('seed'))}. Intervals are 95 % Wilson intervals over evaluation episodes; they "
+        f" One run, seed {_text(run.known('seed'))}. Intervals are 95 % Wilson intervals over evaluation episodes; "
+        "they "
         "don't include the spread between seeds. Evaluation starts from initial states that training never sees.",
         class_="note",
     )
@@ -161,11 +162,13 @@ def _change(base: Mapping[str, Any], final: Mapping[str, Any]) -> Html:
 
 
 def _rate(outcome: Mapping[str, Any]) -> Html:
-    number_of = count(outcome.get("eval_episodes"))
+    number_of = count(outcome.get("eval_episodes") if isinstance(outcome, Mapping) else None)
     return join(tag("strong", rate_text(outcome)), f" ({number_of} episodes)")
 
 
 def _pairs(base: Mapping[str, Any], final: Mapping[str, Any]) -> str:
+    if not isinstance(base, Mapping) or not isinstance(final, Mapping):
+        return ""
     before, after = base.get("outcomes"), final.get("outcomes")
     if not isinstance(before, list) or not isinstance(after, list) or len(before) != len(after) or not before:
         return ""
@@ -217,7 +220,7 @@ def _facts(run: RunRecord) -> Html:
         ""
         if not best
         else (
-            "The best policy is chosen by the success rate shown, which therefore flatters it; judge by the final policy."
+            "The best policy is chosen by the success rate shown, which therefore flatters it; judge by the final one."
         )
     )
     return section(

@@ -109,7 +109,8 @@ def _conditions(result: dict[str, Any], source: str) -> Html:
     return tag(
         "p",
         tag("span", source, class_="label"),
-        f" {len(seeds)} paired seeds ({', '.join(map(str, seeds))}); every run starts from the same cloned policy, makes "
+        f" {len(seeds)} paired seeds ({', '.join(map(str, seeds))}); every run starts from the same cloned policy, "
+        "makes "
         f"{count(result.get('env_steps'))} environment steps and is evaluated on "
         f"{count(result.get('episodes_per_run'))} episodes. "
         "Unless said otherwise, intervals are 95 % stratified bootstrap intervals over seeds. Evaluation starts from "
@@ -153,7 +154,10 @@ def _arms(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Html:
         f"{source}; {count(result.get('episodes_per_run'))} episodes per run",
     )
     episodes = count(at(result, "base", "eval_episodes"))
-    base_note = f"Base policy, which every run starts from: {rate_text(result.get('base'))}, {episodes} episodes (Wilson interval; evaluated at the first seed)."
+    base_note = (
+        f"Base policy, which every run starts from: {rate_text(result.get('base'))}, {episodes} episodes "
+        "(Wilson interval; evaluated at the first seed)."
+    )
     spent = tag("p", _gradient_steps(arms), class_="note")
     return section(
         "The arms",
@@ -223,7 +227,8 @@ def _comparisons(result: dict[str, Any], arms: Sequence[Arm]) -> Html:
     if any(at(c, "more_seeds") for c in cells):
         rows.append(["Further paired seeds that would tell", *(count(at(c, "more_seeds")) for c in cells)])
     note = (
-        "Differences are taken seed by seed. The probability of improvement is the chance that a run of the arm beats a "
+        "Differences are taken seed by seed. The probability of improvement is the chance that a run of the arm beats "
+        "a "
         "run of the control, ties counting half. With few seeds a bootstrap interval is too narrow; where Student's "
         "interval is shown, both must exclude zero before a side is taken."
     )
@@ -257,10 +262,10 @@ def arm_series(arms: Sequence[Arm], metric: str, scale: float = 1.0) -> list[Ser
     runs, means = [], []
     for i, arm in enumerate(arms):
         curves = arm.curves(metric, scale)
-        for curve in curves:
-            runs.append(
-                Series(label=arm.label, points=curve, color=arm.color, look="thin", marked=False, in_legend=False)
-            )
+        runs.extend(
+            Series(label=arm.label, points=curve, color=arm.color, look="thin", marked=False, in_legend=False)
+            for curve in curves
+        )
         look = "bold dashed" if i == 0 else "bold"
         mean = Series(label=f"{arm.label}, mean", points=mean_curve(curves), color=arm.color, look=look, marked=False)
         means.append(mean)

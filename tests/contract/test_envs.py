@@ -287,10 +287,7 @@ def test_success_pays_is_reported_and_ends_only_where_asked(make: Make, case: tu
     assert ending.stage.tolist() == [0, 0]
 
 
-def test_no_environments_is_an_error(make: Make, case: tuple[str, str], request: pytest.FixtureRequest) -> None:
-    if case[1] == "stock":
-        reason = "stock.py: close_extras fails, in __del__, on an environment whose constructor failed"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=AttributeError, reason=reason))
+def test_no_environments_is_an_error(make: Make) -> None:
     with pytest.raises(InrilError, match="num_envs = 0") as caught:
         make(0)
     unfinished = caught.traceback[-1].frame.f_locals["self"]

@@ -35,6 +35,7 @@ class FastRobomimicEnv(SimVectorEnv):
     def __init__(
         self, task: RobomimicTask, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int
     ) -> None:
+        self._renderers: dict[int, Renderer] = {}  # first: gymnasium closes an environment whose construction failed
         super().__init__(task.spec(config), num_envs, seed, purpose, first_env)
         import_robosuite()  # first: it settles which OpenGL platform MuJoCo will use
         import mujoco as module
@@ -53,7 +54,6 @@ class FastRobomimicEnv(SimVectorEnv):
         model = self.cells[0].model
         self._cube = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, "cube_main")
         self._cube_qadr = int(model.jnt_qposadr[model.body_jntadr[self._cube]])
-        self._renderers: dict[int, Renderer] = {}
         template.close()
 
     def _begin_episodes(self, mask: BoolArray) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +24,10 @@ class Renderer:
     """
 
     def __init__(self, xml: str, width: int, height: int) -> None:
+        # Mesa's software renderer and Triton each bring an LLVM of their own. Loaded in this order both work; Triton
+        # loaded second (by the first optimiser of a later run) ends the process with a segmentation fault.
+        with contextlib.suppress(ImportError):
+            import triton  # noqa: F401  # pyright: ignore[reportUnusedImport]
         import mujoco as module
 
         mujoco: Any = module  # a C extension without type information

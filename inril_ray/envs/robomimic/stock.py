@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome
@@ -20,10 +22,11 @@ class StockRobomimicEnv(SimVectorEnv):
     def __init__(
         self, task: RobomimicTask, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int
     ) -> None:
+        self._renderers: dict[int, Renderer] = {}  # first: gymnasium closes an environment whose construction failed
+        self.envs: list[Any] = []
         super().__init__(task.spec(config), num_envs, seed, purpose, first_env)
         self.task, self._terminate_on_success = task, config.terminate_on_success
         self.envs = [make_robosuite(task, self.env_rng(i)) for i in range(num_envs)]
-        self._renderers: dict[int, Renderer] = {}
 
     def _begin_episodes(self, mask: BoolArray) -> FloatArray:
         obs = np.zeros_like(self.obs)
