@@ -41,12 +41,12 @@ def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> 
     checkpoint.load_module(policy, dict(weights))
     policy.eval()
     sim = envs.make(config.task, num_envs=1, seed=config.seed, config=config.env, purpose="eval", first_env=episode)
-    frames = [sim.render_env(0)]
+    frames: list[np.ndarray] = []
     advance = sim.advance
 
     def filmed(actions: np.ndarray, active: np.ndarray) -> Any:
         outcome = advance(actions, active)
-        if sim.elapsed[0] % 2 == 1:
+        if sim.elapsed[0] % 2 == 0:
             frames.append(sim.render_env(0))
         return outcome
 

@@ -334,7 +334,8 @@ def _cost(run: RunRecord) -> Html:
     rows = [(name, f"{s:.2f}", percent(s / total) if total else "") for name, s in spent.items()]
     rows.append((tag("strong", "sum of phases"), f"{total:.2f}", ""))
     time = join(tag("h3", "Time by phase"), number_table(("Phase", "Seconds", "Share"), rows))
-    memory = run.summary.get("peak_memory_bytes") or {}
+    memory = run.summary.get("peak_memory_bytes")
+    memory = memory if isinstance(memory, Mapping) else {}
     sizes = [(name, f"{(number(size) or 0.0) / 2**20:,.0f}") for name, size in memory.items()]
     if sizes:
         held = number_table(("Process", "MiB"), sizes)

@@ -165,4 +165,4 @@ def test_video_shows_the_simulator(trained: Path, tmp_path: Path, capsys: pytest
     assert frame.std() > 10
     assert inril("eval", trained, "--episodes", 1, "--video", tmp_path / "e.mp4") == 0
     with imageio.get_reader(tmp_path / "e.mp4") as reader:
-        assert reader.count_frames() == 11
+        assert reader.count_frames() == 10
