@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import numpy.typing as npt
 
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome
 from inril_ray.envs.robomimic.rendering import Renderer, package_versions
@@ -191,14 +192,13 @@ class Cell:
         self.site = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, names["site"])
         self.site_pos, self.site_rot = data.site_xpos[self.site], data.site_xmat[self.site].reshape(3, 3)
         self.dofs, self.qadr, self.arm, self.fingers = (names[k] for k in ("dofs", "qadr", "arm", "fingers"))
-        self._arm_block = np.ix_(self.dofs, self.dofs)
+        self._inertia_index = inertia_index(model, self.dofs)
         limits = model.actuator_ctrlrange
         self.low, self.high = limits[self.arm, 0].copy(), limits[self.arm, 1].copy()
         self.finger_mid, self.finger_half = limits[self.fingers].mean(axis=1), np.ptp(limits[self.fingers], axis=1) / 2
         self.rest = np.zeros(7)
         self.finger_command = np.zeros(2)
-        self.first_mass: FloatArray | None = None
-        self._mass = np.zeros((model.nv, model.nv))
+        self.first_inertia: FloatArray | None = None
         self._jac_pos, self._jac_rot = np.zeros((3, model.nv)), np.zeros((3, model.nv))
         self._output = np.array(OSC_OUTPUT)
         from inril_ray.envs.robomimic.osc import goal_rotation, osc_torques
@@ -214,8 +214,7 @@ class Cell:
         # Robosuite builds its controller here, before it opens the gripper, and the first control sub-step still uses
         # the inertia of this moment. Visible (3e-7 m), so it is kept.
         mujoco.mj_forward(model, data)
-        mujoco.mj_fullM(model, self._mass, data.qM)
-        self.first_mass = self._mass[self._arm_block]
+        self.first_inertia = data.qM.copy()
         data.qpos[self.layout.finger_qadr] = self.layout.finger_init
         data.qpos[object_qadr : object_qadr + 7] = object_pose
         self.finger_command[:] = 0.0
@@ -224,8 +223,10 @@ class Cell:
     def step(self, action: FloatArray) -> None:
         """Execute one control step of 50 ms. ``action`` [7] in [-1, 1]: translation, rotation, gripper."""
         mujoco, model, data, ctrl = self.mujoco, self.model, self.data, self.data.ctrl
-        step1, step2, full_mass, jac_site = mujoco.mj_step1, mujoco.mj_step2, mujoco.mj_fullM, mujoco.mj_jacSite
-        torques, mass = self._osc_torques, self._mass
+        step1, step2, jac_site = mujoco.mj_step1, mujoco.mj_step2, mujoco.mj_jacSite
+        # Every access makes a new view of the same memory, at a cost that counts 25 times a step.
+        torques, qpos, qvel, bias, inertia = self._osc_torques, data.qpos, data.qvel, data.qfrc_bias, data.qM
+        jac_pos, jac_rot, site = self._jac_pos, self._jac_rot, self.site
         step1(model, data)
         delta = action[:6] * self._output
         goal_pos, goal_rot = self.site_pos + delta[:3], self._goal_rotation(delta[3:], self.site_rot)
@@ -235,24 +236,20 @@ class Cell:
         for substep in range(SUBSTEPS):
             if substep:
                 step1(model, data)
-            jac_site(model, data, self._jac_pos, self._jac_rot, self.site)
-            if self.first_mass is not None:
-                arm_mass, self.first_mass = self.first_mass, None
-            else:
-                full_mass(model, mass, data.qM)
-                arm_mass = mass[self._arm_block]
+            jac_site(model, data, jac_pos, jac_rot, site)
             torques(
-                arm_mass,
-                self._jac_pos,
-                self._jac_rot,
+                inertia if self.first_inertia is None else self.first_inertia,
+                self._inertia_index,
+                jac_pos,
+                jac_rot,
                 self.site_pos,
                 self.site_rot,
                 goal_pos,
                 goal_rot,
-                data.qpos,
-                data.qvel,
+                qpos,
+                qvel,
                 self.rest,
-                data.qfrc_bias,
+                bias,
                 self.dofs,
                 self.qadr,
                 OSC_KP,
@@ -261,6 +258,7 @@ class Cell:
                 self.arm,
                 ctrl,
             )
+            self.first_inertia = None
             step2(model, data)
 
     def get_state(self) -> FloatArray:
@@ -270,21 +268,37 @@ class Cell:
         self.mujoco.mj_getState(self.model, self.data, physics, kind)
         # Observations read poses that lag the state by one sub-step, so they are part of it.
         lagging = np.concatenate([a.ravel() for a in (self.data.xpos, self.data.xquat, self.data.site_xpos)])
-        first = np.full(49, np.nan) if self.first_mass is None else self.first_mass.ravel()
+        first = np.full(self.model.nM, np.nan) if self.first_inertia is None else self.first_inertia
         return np.concatenate([physics, self.rest, self.finger_command, first, lagging])
 
     def set_state(self, state: FloatArray) -> None:
         """Put back what :meth:`get_state` returned."""
         kind = self.mujoco.mjtState.mjSTATE_INTEGRATION
         size = self.mujoco.mj_stateSize(self.model, kind)
-        physics, rest, command, first, lagging = np.split(state, np.cumsum([size, 7, 2, 49]))
+        physics, rest, command, first, lagging = np.split(state, np.cumsum([size, 7, 2, self.model.nM]))
         self.mujoco.mj_setState(self.model, self.data, physics, kind)
         self.rest, self.finger_command = rest.copy(), command.copy()
-        self.first_mass = None if np.isnan(first).any() else first.reshape(7, 7).copy()
+        self.first_inertia = None if np.isnan(first).any() else first.copy()
         start = 0
         for array in (self.data.xpos, self.data.xquat, self.data.site_xpos):
             array[:] = lagging[start : start + array.size].reshape(array.shape)
             start += array.size
+
+
+def inertia_index(model: Any, dofs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return where the joint-space inertia between ``dofs`` [n] is in MuJoCo's sparse ``qM``, as [n, n].
+
+    Source: MuJoCo's documentation of ``mjModel.dof_Madr``: an entry for a joint is followed by those of its ancestors.
+    """
+    place = {int(dof): i for i, dof in enumerate(dofs)}
+    index = np.zeros((len(dofs), len(dofs)), np.int64)
+    for dof, i in place.items():
+        ancestor, address = dof, int(model.dof_Madr[dof])
+        while ancestor >= 0:
+            if ancestor in place:
+                index[i, place[ancestor]] = index[place[ancestor], i] = address
+            ancestor, address = int(model.dof_parentid[ancestor]), address + 1
+    return index
 
 
 def draw_cube_size(rng: np.random.Generator) -> FloatArray:

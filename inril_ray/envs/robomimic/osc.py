@@ -80,7 +80,8 @@ def goal_rotation(rotvec, current):  # noqa: ANN001, ANN201
 
 @njit(cache=True, error_model="numpy")
 def osc_torques(  # noqa: ANN201
-    mass,  # noqa: ANN001
+    inertia,  # noqa: ANN001
+    inertia_index,  # noqa: ANN001
     jac_pos,  # noqa: ANN001
     jac_rot,  # noqa: ANN001
     pos,  # noqa: ANN001
@@ -102,7 +103,8 @@ def osc_torques(  # noqa: ANN201
     """Write the clipped joint torques of one arm into ``ctrl``.
 
     Args:
-        mass: [n, n] joint-space inertia of the arm.
+        inertia: MuJoCo's sparse joint-space inertia ``qM`` of the whole model.
+        inertia_index: [n, n] where the entries of the arm are in it.
         jac_pos: [3, nv] translational Jacobian of the end effector.
         jac_rot: [3, nv] rotational Jacobian.
         pos: [3] end-effector position, metres.
@@ -124,6 +126,10 @@ def osc_torques(  # noqa: ANN201
     n = dofs.shape[0]
     kd = 2.0 * math.sqrt(kp)
     jac = np.empty((6, n))
+    mass = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            mass[i, j] = inertia[inertia_index[i, j]]
     vel = np.zeros(6)
     for r in range(3):
         for c in range(jac_pos.shape[1]):
