@@ -24,8 +24,8 @@ $(READY): requirements.lock pyproject.toml
 setup: $(READY)  ## make the virtual environment from the lock file
 
 demo: $(READY)  ## clone demonstrations, fine-tune with IN-RIL on a local Ray cluster, write a report
-	@echo "robomimic Lift: clones 10 scripted demonstrations, fine-tunes for 240,000 env steps on a local Ray cluster,"
-	@echo "evaluates on 200 episodes before and after. About 8 minutes and 3 GiB on two cores. Result: runs/demo/."
+	@echo "robomimic Lift: clones 10 scripted demonstrations, fine-tunes for 280,000 env steps on a local Ray cluster,"
+	@echo "evaluates on 200 episodes before and after. About 8 minutes and 6 GiB on two cores. Result: runs/demo/."
 	@rm -rf runs/demo
 	$(BIN)/inril train --config demo --out runs/demo
 	@echo "Look at runs/demo/report.html, runs/demo/summary.json, and: $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
@@ -35,7 +35,7 @@ demos: $(READY)  ## make the bundled data set again, with its fixed seed
 		--set noise=0.3 --set aim_error_m=0.012
 
 test: $(READY)  ## run all tests
-	@echo "All tests: unit, contract, simulator, Ray and command line. About 6 minutes on two cores."
+	@echo "All tests: unit, contract, simulator, Ray and command line. About 10 minutes on two cores."
 	$(BIN)/pytest -q
 
 test-fast: $(READY)  ## run the tests that need neither Ray nor a simulator
@@ -79,7 +79,7 @@ bench-ray: $(READY)
 bench-interleave: $(READY)
 	$(BIN)/python -m benchmarks.interleave
 
-bench-learning: $(READY)  ## the long run: three seeds of Lift to 95 %, about an hour on two cores
+bench-learning: $(READY)  ## the long run: three seeds of Lift, about half an hour on two cores
 	$(BIN)/python -m benchmarks.learning
 
 clean:  ## remove what was built; runs/ stays

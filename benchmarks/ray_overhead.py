@@ -13,7 +13,7 @@ from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import load_config, load_demos, shipped_config
 from inril_ray.run import LocalBackend
 
-ROUNDS = 5
+ROUNDS = 3
 LAYERS = [
     shipped_config("demo"),
     {"pretrain": {"num_epochs": 20}, "compute": {"num_workers": 1, "device": "cpu"}, "rollout": {"num_envs": 50}},
