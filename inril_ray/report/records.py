@@ -41,6 +41,11 @@ def at(tree: Any, *keys: str) -> Any:
     return tree
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """Return a mapping as it is and an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
 def number(value: Any) -> float | None:
     """Return a finite number as float, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

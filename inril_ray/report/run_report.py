@@ -15,6 +15,7 @@ from inril_ray.report.page import Html, details, facts, join, number_table, page
 from inril_ray.report.records import (
     at,
     count,
+    mapping,
     number,
     percent,
     points,
@@ -64,7 +65,7 @@ class RunRecord:
     def base(self) -> Mapping[str, Any] | None:
         """Outcome of the policy before fine-tuning."""
         first = next((r for r in self.evaluations if r.get("env_steps") == 0), None)
-        return self.summary.get("base") or first
+        return mapping(self.summary.get("base")) or first
 
     @property
     def source(self) -> str:
@@ -121,7 +122,7 @@ def read_run(run_dir: Path) -> RunRecord:
 
 
 def _headline(run: RunRecord) -> Html:
-    base, final = run.base, run.summary.get("final")
+    base, final = run.base, mapping(run.summary.get("final"))
     below = tag(
         "p",
         tag("span", run.source, class_="label"),
@@ -187,10 +188,10 @@ def _text(value: Any) -> str:
 def _facts(run: RunRecord) -> Html:
     every = at(run.config, "config", "interleave", "every") or run.summary.get("every")
     il_steps = at(run.config, "config", "interleave", "il_steps")
-    counters = run.summary.get("counters") or (run.records[-1] if run.records else {})
+    counters = mapping(run.summary.get("counters")) or (run.records[-1] if run.records else {})
     demos = at(run.config, "demos") or run.summary.get("demos") or {}
     content_hash = at(demos, "content_hash") or at(demos, "hash")
-    best = run.summary.get("best")
+    best = mapping(run.summary.get("best"))
     first = [
         ("Task", run.known("task")),
         (
@@ -324,7 +325,7 @@ def imitation_steps(records: list[dict[str, Any]]) -> list[float]:
 
 
 def _cost(run: RunRecord) -> Html:
-    phases = run.summary.get("seconds_by_phase") or {}
+    phases = mapping(run.summary.get("seconds_by_phase"))
     if not phases:
         for name in ("rollout", "rl", "il", "diagnostics", "eval", "checkpoint"):
             spent = [v for _, v in points(run.records, f"{name}_s")]
@@ -341,8 +342,8 @@ def _cost(run: RunRecord) -> Html:
         held = number_table(("Process", "MiB"), sizes)
     else:
         held = tag("p", "Peak memory is recorded when a run finishes.", class_="note")
-    machine = run.known("machine") or {}
-    versions = run.known("versions") or {}
+    machine = mapping(run.known("machine"))
+    versions = mapping(run.known("versions"))
     where = [(name, "none" if value is None else value) for name, value in machine.items()]
     left = tag("div", time, tag("h3", "Peak resident memory"), held)
     right = tag("div", tag("h3", "Machine"), facts(where), tag("h3", "Versions"), facts(versions.items()))
