@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--policy", choices=("final", "base"), default="final", help="newest checkpoint, or the clone"
     )
-    evaluate.add_argument("--backend", choices=("fast", "stock"), help="simulator, if not that of the run")
+    evaluate.add_argument("--backend", choices=("fast", "kernel", "stock"), help="simulator, if not that of the run")
     evaluate.add_argument("--video", type=Path, metavar="FILE.mp4", help="also film the first episode")
     evaluate.set_defaults(command=_evaluate)
 
@@ -177,7 +177,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from inril_ray import checkpoint
+    from inril_ray import checkpoint, envs
     from inril_ray.config import merge
     from inril_ray.evaluate import evaluation_metrics
     from inril_ray.experiment import WorkerParts, load_config, resolved
@@ -202,7 +202,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with torch_threads(1):
         metrics = evaluation_metrics(parts.evaluate(arguments.episodes))
     success = rate(round(metrics["success_rate"] * arguments.episodes), arguments.episodes)
-    print(f"{arguments.policy} policy of {arguments.run}, {config.env.backend} simulator: {success}")
+    simulator = envs.entry(config.task).chosen_backend(config.env)
+    print(f"{arguments.policy} policy of {arguments.run}, {simulator} simulator: {success}")
     print(json.dumps({k: round(v, 4) for k, v in metrics.items()}))
     if arguments.video:
         frames, outcome = film(config, weights, 0)
@@ -254,8 +255,7 @@ def _expectation(task: str) -> Any:
     from inril_ray.demos.episodes import Expectation
     from inril_ray.envs.base import EnvConfig
 
-    spec = envs.spec(task, EnvConfig())
-    return Expectation(env_name=spec.recorded_as, obs_keys=spec.obs_keys, action_dim=spec.action_dim)
+    return Expectation.of(envs.spec(task, EnvConfig()))
 
 
 def _demos_inspect(arguments: argparse.Namespace) -> None:

@@ -207,7 +207,7 @@ def load_demos(config: ExperimentConfig) -> DemoArrays:
         InrilError: none given and none shipped, or the file can't be used.
     """
     spec = task_spec(config)
-    expectation = Expectation(env_name=spec.recorded_as, obs_keys=spec.obs_keys, action_dim=spec.action_dim)
+    expectation = Expectation.of(spec)
     if config.demos is not None:
         return load(Path(config.demos), expectation)
     if config.task not in BUNDLED_DEMOS:

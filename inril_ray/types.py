@@ -47,6 +47,10 @@ class EnvSpec:
     action_high: float = 1.0
     recorded_as: str | None = None
     """Name of the environment in published data sets; None accepts any."""
+    semantics: str = ""
+    """Rules that the simulator follows, such as ``v15`` for robosuite 1.5; empty where releases agree."""
+    score_range: tuple[float, float] | None = None
+    """Returns that count as scores 0 and 100 (D4RL's normalisation)."""
     num_stages: int = 1
     """Successive goals of the task; ``info["stage"]`` counts those reached."""
 

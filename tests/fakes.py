@@ -16,7 +16,7 @@ from inril_ray.algorithms import ALGORITHMS
 from inril_ray.algorithms.base import OnPolicyAlgorithm
 from inril_ray.config import build
 from inril_ray.demos.store import DemoArrays, DemoInfo, DemoStore
-from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome
+from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome, Task
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.gradient_separation import SEPARATIONS
 from inril_ray.learner import InterleaveConfig, Learner
@@ -109,7 +109,7 @@ class FakeEnv(SimVectorEnv):
         self.obs[:] = self._observation(self.elapsed)
 
 
-class FakeTask:
+class FakeTask(Task):
     """What a row of ``inril_ray.envs.TASKS`` points to."""
 
     def spec(self, config: EnvConfig) -> EnvSpec:
@@ -126,7 +126,7 @@ class FakeTask:
         )
 
 
-FAKE_TASK = FakeTask()
+FAKE_TASK = FakeTask(name=FAKE_TASK_NAME, backends=("fast", "stock"))
 
 
 def register_fake_task(monkeypatch: Any) -> str:

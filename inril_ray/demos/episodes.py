@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from inril_ray.types import FloatArray, InrilError
+from inril_ray.types import EnvSpec, FloatArray, InrilError
 
 
 class DemoError(InrilError):
@@ -29,6 +29,15 @@ class Expectation:
     """Name of the recorded environment; None accepts any."""
     obs_keys: tuple[tuple[str, int], ...]
     action_dim: int
+    semantics: str = ""
+    """Rules that the simulator follows; empty accepts any."""
+
+    @staticmethod
+    def of(spec: EnvSpec) -> Expectation:
+        """Return what a task expects."""
+        return Expectation(
+            env_name=spec.recorded_as, obs_keys=spec.obs_keys, action_dim=spec.action_dim, semantics=spec.semantics
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """Simulators behind one contract.
 
 To add one: a module here with a subclass of :class:`inril_ray.envs.base.SimVectorEnv`, which gives two batched
-primitives, ``advance`` and ``_begin_episodes``; and one line for each task in ``TASKS``, pointing to an object that
-gives the spec of the task and makes it. The adapter imports its simulator inside its constructor, so configurations can
-be checked on a machine without it. The contract tests run over the table.
+primitives, ``advance`` and ``_begin_episodes``; and one line for each task in ``TASKS``, pointing to a
+:class:`inril_ray.envs.base.Task`, which gives the spec of the task and makes it. The adapter imports its simulator
+inside its constructor, so configurations can be checked on a machine without it.
+The contract tests run over the table.
 """
 
 from __future__ import annotations
@@ -13,13 +14,22 @@ from typing import TYPE_CHECKING
 from inril_ray.registry import resolve
 
 if TYPE_CHECKING:
-    from inril_ray.envs.base import EnvConfig, SimVectorEnv
+    from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
     from inril_ray.types import EnvSpec
 
 TASKS: dict[str, str] = {
-    "robomimic/lift": "inril_ray.envs.robomimic:LIFT",
+    "robomimic/lift": "inril_ray.envs.robomimic.tasks:LIFT",
 }
-"""Task name to an object with ``spec(config)`` and ``make(config, num_envs, seed, purpose, first_env)``."""
+"""Task name to a :class:`inril_ray.envs.base.Task`."""
+
+
+def entry(task: str) -> Task:
+    """Return the entry of the task table.
+
+    Raises:
+        InrilError: unknown task.
+    """
+    return resolve(TASKS, task, "task")
 
 
 def spec(task: str, config: EnvConfig) -> EnvSpec:
@@ -28,7 +38,7 @@ def spec(task: str, config: EnvConfig) -> EnvSpec:
     Raises:
         InrilError: unknown task.
     """
-    return resolve(TASKS, task, "task").spec(config)
+    return entry(task).spec(config)
 
 
 def make(
@@ -57,4 +67,4 @@ def make(
     """
     from inril_ray.envs.base import EnvConfig
 
-    return resolve(TASKS, task, "task").make(config or EnvConfig(), num_envs, seed, purpose, first_env)
+    return entry(task).make(config or EnvConfig(), num_envs, seed, purpose, first_env)

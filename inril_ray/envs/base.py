@@ -23,12 +23,56 @@ PURPOSES = ("train", "eval", "demos")
 class EnvConfig:
     """Options that every task takes."""
 
-    backend: Literal["fast", "stock"] = "fast"
-    """``fast``: our batched stepper; ``stock``: the simulator's own environment, the reference."""
+    backend: Literal["fast", "kernel", "stock"] | None = None
+    """``fast``: our batched stepper; ``stock``: the simulator's own environment, the reference; ``kernel``: a faster
+    stepper with raw pointers into MuJoCo. None takes the first of those that the task has."""
+    semantics: str | None = None
+    """Which release's rules the simulator follows, where releases differ silently: ``v15`` or ``v141`` for Robomimic,
+    ``v4`` or ``v5`` for Gym. None takes the task's first. Demonstrations recorded under other rules are refused."""
     max_episode_steps: PositiveInt | None = None
     """Control steps per episode; None takes the benchmark's."""
     terminate_on_success: bool = False
     """End an episode at the first success. Off in the benchmarks, whose returns count successful steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Entry of the task table: subclasses say what the task looks like and make it. Knows no simulator by itself."""
+
+    name: str
+    backends: tuple[str, ...] = ("stock",)
+    """Ways to simulate it; the first is the default."""
+    semantics: tuple[str, ...] = ()
+    """Rules that can be chosen; the first is the default. Empty where there is nothing to choose."""
+
+    def chosen_backend(self, config: EnvConfig) -> str:
+        """Return the backend that a configuration asks for.
+
+        Raises:
+            InrilError: the task does not have it.
+        """
+        if config.backend is not None and config.backend not in self.backends:
+            raise InrilError(f"env.backend = {config.backend!r}: {self.name} has {', '.join(self.backends)}.")
+        return config.backend or self.backends[0]
+
+    def chosen_semantics(self, config: EnvConfig) -> str:
+        """Return the rules that a configuration asks for, or an empty text where the task has nothing to choose.
+
+        Raises:
+            InrilError: the task does not have them.
+        """
+        if config.semantics is not None and config.semantics not in self.semantics:
+            choices = ", ".join(self.semantics) or "nothing to choose"
+            raise InrilError(f"env.semantics = {config.semantics!r}: {self.name} has {choices}.")
+        return config.semantics or next(iter(self.semantics), "")
+
+    def spec(self, config: EnvConfig) -> EnvSpec:
+        """Return the task's dimensions and horizon under a configuration; loads no simulator."""
+        raise NotImplementedError
+
+    def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
+        """Make a batch of environments; see :func:`inril_ray.envs.make`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

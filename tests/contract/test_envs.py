@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +18,7 @@ from inril_ray.registry import resolve
 from inril_ray.types import InrilError
 from tests.fakes import FAKE_TASK_NAME, register_fake_task
 
-BACKENDS = get_args(get_type_hints(EnvConfig)["backend"])
-CASES = [(task, backend) for task in envs.TASKS for backend in BACKENDS] + [(FAKE_TASK_NAME, "fast")]
+CASES = [(task, backend) for task in envs.TASKS for backend in envs.entry(task).backends] + [(FAKE_TASK_NAME, "fast")]
 LIMIT = 4
 Make = Callable[..., SimVectorEnv]
 

@@ -17,7 +17,7 @@ STATEMENTS = {
     ),
     "spec_of_every_task": (
         "from inril_ray import envs; from inril_ray.envs.base import EnvConfig; "
-        "[envs.spec(t, EnvConfig(backend=b)) for t in envs.TASKS for b in ('fast', 'stock')]"
+        "[envs.spec(t, EnvConfig(backend=b)) for t in envs.TASKS for b in envs.entry(t).backends]"
     ),
     "learner": "import inril_ray.learner, inril_ray.rollout, inril_ray.evaluate, inril_ray.demos.store",
 }

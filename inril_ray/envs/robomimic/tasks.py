@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inril_ray.envs.base import EnvConfig
+from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
 from inril_ray.types import EnvSpec, InrilError
 
 CONTROL_HZ = 20
@@ -25,10 +25,11 @@ OSC_OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobomimicTask:
+class RobomimicTask(Task):
     """One task of the benchmark."""
 
-    name: str
+    backends: tuple[str, ...] = ("fast", "stock")
+    semantics: tuple[str, ...] = ("v15",)
     env_name: str
     """Name of the environment class in robosuite."""
     obs_keys: tuple[tuple[str, int], ...]
@@ -46,7 +47,16 @@ class RobomimicTask:
             control_hz=float(CONTROL_HZ),
             obs_keys=self.obs_keys,
             recorded_as=self.env_name,
+            semantics=self.chosen_semantics(config),
         )
+
+    def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
+        """Make a batch of environments; see :func:`inril_ray.envs.make`."""
+        if self.chosen_backend(config) == "stock":
+            from inril_ray.envs.robomimic.stock import StockRobomimicEnv as Backend
+        else:
+            from inril_ray.envs.robomimic.fast import FastRobomimicEnv as Backend
+        return Backend(self, config, num_envs, seed, purpose, first_env)
 
     def env_args(self, robosuite_version: str) -> dict[str, Any]:
         """Return robomimic's ``env_args`` for data recorded here."""
@@ -96,6 +106,7 @@ LIFT = RobomimicTask(
     action_dim=7,
     max_episode_steps=300,
 )
+"""Lift a cube 4 cm above the table."""
 
 
 def make_robosuite(task: RobomimicTask, seed: Any) -> Any:
