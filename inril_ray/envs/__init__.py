@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, str] = {
     "robomimic/lift": "inril_ray.envs.robomimic.tasks:LIFT",
+    "robomimic/can": "inril_ray.envs.robomimic.tasks:CAN",
+    "robomimic/square": "inril_ray.envs.robomimic.tasks:SQUARE",
+    "robomimic/transport": "inril_ray.envs.robomimic.tasks:TRANSPORT",
 }
 """Task name to a :class:`inril_ray.envs.base.Task`."""
 

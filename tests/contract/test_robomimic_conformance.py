@@ -18,7 +18,11 @@ from inril_ray.demos.formats.robomimic_hdf5 import RobomimicHdf5
 from inril_ray.demos.scripted.lift import LiftDemonstrator, LiftDemonstratorConfig
 from inril_ray.demos.store import DemoStore, load
 from inril_ray.envs.base import EnvConfig, SimVectorEnv
+from inril_ray.envs.robomimic.fast import FastRobomimicEnv
+from inril_ray.envs.robomimic.physics import Physics
+from inril_ray.envs.robomimic.scenes import LiftScene, TransportScene
 from inril_ray.record import record
+from inril_ray.types import InrilError
 
 pytestmark = [
     pytest.mark.sim,
@@ -33,44 +37,141 @@ SPEC = envs.spec(TASK, EnvConfig())
 EXPECTATION = Expectation(env_name=SPEC.recorded_as, obs_keys=SPEC.obs_keys, action_dim=SPEC.action_dim)
 
 
-def make(backend: str, num_envs: int, seed: int, purpose: str = "train") -> SimVectorEnv:
-    return envs.make(TASK, num_envs=num_envs, seed=seed, purpose=purpose, config=EnvConfig(backend=backend))
+def make(backend: str, num_envs: int, seed: int, purpose: str = "train", task: str = TASK) -> SimVectorEnv:
+    return envs.make(task, num_envs=num_envs, seed=seed, purpose=purpose, config=EnvConfig(backend=backend))
 
 
 def positions(env: SimVectorEnv) -> np.ndarray:
-    if hasattr(env, "cells"):
-        return np.stack([cell.data.qpos for cell in env.cells])
+    if isinstance(env, FastRobomimicEnv):
+        return np.stack([data.qpos for data in env.physics.data])
     return np.stack([np.array(e.sim.data.qpos) for e in env.envs])
 
 
 def velocities(env: SimVectorEnv) -> np.ndarray:
-    if hasattr(env, "cells"):
-        return np.stack([cell.data.qvel for cell in env.cells])
+    if isinstance(env, FastRobomimicEnv):
+        return np.stack([data.qvel for data in env.physics.data])
     return np.stack([np.array(e.sim.data.qvel) for e in env.envs])
 
 
 # -- physics ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_fast_equals_stock_after_20_random_steps(seed: int) -> None:
-    fast, stock = make("fast", 2, seed), make("stock", 2, seed)
+@pytest.fixture(scope="module", params=[t for t in envs.TASKS if t.startswith("robomimic/")])
+def rivals(request: pytest.FixtureRequest) -> Iterator[dict[str, SimVectorEnv]]:
+    made = {b: make(b, 2, 5, task=request.param) for b in ("fast", "kernel", "stock")}
+    yield made
+    made["stock"].close()
+
+
+@pytest.mark.parametrize("backend", ["fast", "kernel"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equal_to_stock_after_20_random_steps(rivals: dict[str, SimVectorEnv], backend: str, seed: int) -> None:
+    ours, stock = rivals[backend], rivals["stock"]
     rng = np.random.default_rng(seed)
+    options = {"seed": seed}
     for _ in range(2):  # twice: the second episode follows a soft reset
-        start, expected = fast.reset()[0], stock.reset()[0]
-        np.testing.assert_allclose(start, expected, rtol=0, atol=1e-7)
-        before = positions(fast)
+        start, expected = ours.reset(**options)[0], stock.reset(**options)[0]
+        options = {}
+        np.testing.assert_allclose(start, expected, rtol=0, atol=1e-6)
+        before = positions(ours)
         np.testing.assert_allclose(before, positions(stock), rtol=0, atol=1e-12)
         for _ in range(20):
-            action = rng.uniform(-1, 1, (2, 7)).astype(np.float32)
-            obs, reward, *_ = fast.step(action)
+            action = rng.uniform(-1, 1, (2, ours.task_spec.action_dim)).astype(np.float32)
+            obs, reward, *_ = ours.step(action)
             want, wanted, *_ = stock.step(action)
             np.testing.assert_allclose(obs, want, rtol=0, atol=1e-6)
             np.testing.assert_array_equal(reward, wanted)
-        np.testing.assert_allclose(positions(fast), positions(stock), rtol=0, atol=1e-9)
-        np.testing.assert_allclose(velocities(fast), velocities(stock), rtol=0, atol=1e-7)
-        assert np.abs(positions(fast) - before).max() > 0.05, "nothing moved: the test shows nothing"
+        np.testing.assert_allclose(positions(ours), positions(stock), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(velocities(ours), velocities(stock), rtol=0, atol=1e-7)
+        assert np.abs(positions(ours) - before).max() > 0.05, "nothing moved: the test shows nothing"
+
+
+def test_put_away_objects_change_nothing_else() -> None:
+    """They fall through the floor here, and land on it in robosuite."""
+    fast, stock = make("fast", 1, 0, task="robomimic/square"), make("stock", 1, 0, task="robomimic/square")
+    fast.reset()
+    stock.reset()
+    rng = np.random.default_rng(0)
+    for _ in range(70):
+        action = rng.uniform(-0.3, 0.3, (1, 7)).astype(np.float32)
+        obs, want = fast.step(action)[0], stock.step(action)[0]
+        np.testing.assert_allclose(obs, want, rtol=0, atol=1e-6)
+    model = fast.physics.models[0]
+    height = int(model.joint("RoundNut_joint0").qposadr[0]) + 2
+    assert positions(fast)[0, height] < -1.0 < 0.0 < positions(stock)[0, height] < 0.1
+    state = fast.sim_state(0)
+    assert state[1 + height] == 10.0, "a replay in robosuite must not begin inside the floor"
     stock.close()
 
 
+# -- rules of robosuite 1.4.1 -----------------------------------------------------------------------------------------
+OLD = np.load(Path(__file__).parents[1] / "golden" / "robosuite_141.npz")
+
+
+class Draws:
+    """Stands in for the generator that draws a hammer: gives the values of a recorded one."""
+
+    def __init__(self, *values: float) -> None:
+        self._values = list(values)
+
+    def uniform(self, low: float, high: float) -> float:
+        return self._values.pop(0)
+
+    def random(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("backend", ["fast", "kernel"])
+@pytest.mark.parametrize("task", ["lift", "can", "square", "transport"])
+def test_v141_equals_recordings_of_robosuite_141(task: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = json.loads(str(OLD["starts"]))[task]
+    if task == "lift":
+        from robosuite.models.objects import BoxObject
+
+        cube = BoxObject(name="cube", size=start["cube_size"])
+        monkeypatch.setattr(LiftScene, "draw", lambda self, rng: cube)
+    if task == "transport":
+        draw, values = TransportScene.draw, (0.015, 0.2, 150.0, 4.0, start["head_halfsize"])
+        monkeypatch.setattr(TransportScene, "draw", lambda self, rng: draw(self, Draws(*values)))
+    found = {}
+    for semantics in ("v141", "v15"):
+        config = EnvConfig(backend=backend, semantics=semantics)
+        env = envs.make(f"robomimic/{task}", num_envs=1, seed=0, config=config)
+        env.reset()
+        everyone = np.ones(1, bool)
+        noise = np.array(start["rest"]) - env.physics.arms.rest
+        env.physics.begin(0, noise, {joint: np.array(pose) for joint, pose in start["placed"].items()})
+        poses, fingers = env.physics.observe()
+        env.scene.begin(poses, everyone)
+        obs, rewards = [env._vector(poses, fingers)[0]], []
+        for action in OLD[f"{task}_actions"]:
+            outcome = env.advance(action[None], everyone)
+            obs.append(outcome.obs[0])
+            rewards.append(outcome.reward[0])
+        found[semantics] = np.array(obs), positions(env)[0], rewards
+    obs, qpos, rewards = found["v141"]
+    np.testing.assert_allclose(obs, OLD[f"{task}_obs"], rtol=0, atol=1e-6)
+    unused = [a for a, value in enumerate(OLD[f"{task}_qpos"]) if abs(value) > 2]  # put away
+    used = np.setdiff1d(np.arange(len(qpos)), [a for u in unused for a in range(u - 2, u + 5)])
+    np.testing.assert_allclose(qpos[used], OLD[f"{task}_qpos"][used], rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(rewards, OLD[f"{task}_rewards"])
+    new, newer, _ = found["v15"]
+    assert np.abs(newer[:7] - qpos[:7]).max() > 0.1, "the rules make no difference: the test shows nothing"
+    assert np.abs(new[0] - obs[0]).max() > 0.1
+
+
+def test_stock_refuses_the_old_rules() -> None:
+    with pytest.raises(InrilError, match="simulates robosuite 1.5 only"):
+        envs.make(TASK, num_envs=1, seed=0, config=EnvConfig(backend="stock", semantics="v141"))
+
+
+def test_kernel_falls_back_on_an_unknown_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inril_ray.envs.robomimic import kernel
+
+    monkeypatch.setattr(kernel, "CHECKED_RELEASE", "0.0.0")
+    with pytest.warns(UserWarning, match="was checked with MuJoCo 0.0.0"):
+        assert kernel.kernel_or_fallback() is Physics
+
+
+# -- successful episodes ----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Trajectories:
     """Scripted episodes of the fast backend, [T, B, ...]."""
@@ -122,9 +223,9 @@ def test_observations_and_rewards_equal_along_successful_episodes(scripted: Traj
 
 def test_cubes_differ_between_environments_as_in_robosuite() -> None:
     fast, stock = make("fast", 3, 4), make("stock", 3, 4)
-    model = fast.cells[0].model
-    geom = fast._mujoco.mj_name2id(model, fast._mujoco.mjtObj.mjOBJ_GEOM, "cube_g0")
-    sizes = np.stack([cell.model.geom_size[geom] for cell in fast.cells])
+    model = fast.physics.models[0]
+    geom = fast.physics.mujoco.mj_name2id(model, fast.physics.mujoco.mjtObj.mjOBJ_GEOM, "cube_g0")
+    sizes = np.stack([model.geom_size[geom] for model in fast.physics.models])
     expected = np.stack([e.sim.model.geom_size[e.sim.model.geom_name2id("cube_g0")] for e in stock.envs])
     np.testing.assert_allclose(sizes, expected, rtol=0, atol=1e-9)
     assert len({tuple(row) for row in sizes}) == 3
@@ -135,12 +236,12 @@ def test_cubes_differ_between_environments_as_in_robosuite() -> None:
 def test_recorded_model_and_state_describe_the_simulation() -> None:
     fast = make("fast", 1, 0)
     fast.reset()
-    mujoco = fast._mujoco
+    mujoco = fast.physics.mujoco
     model = mujoco.MjModel.from_xml_string(fast.model_xml(0))
     state = fast.sim_state(0)
     assert state.shape == (1 + model.nq + model.nv,)
     np.testing.assert_array_equal(state[1 : 1 + model.nq], positions(fast)[0])
-    np.testing.assert_allclose(model.body_mass, fast.cells[0].model.body_mass, rtol=1e-12)
+    np.testing.assert_allclose(model.body_mass, fast.physics.models[0].body_mass, rtol=1e-12)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

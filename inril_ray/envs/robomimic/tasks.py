@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
+from inril_ray.envs.robomimic.scenes import CanScene, LiftScene, Scene, SquareScene, TransportScene
 from inril_ray.types import EnvSpec, InrilError
 
 CONTROL_HZ = 20
 SUBSTEPS = 25
 """Physics steps of 2 ms per control step."""
 OSC_KP = 150.0
-OSC_OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)
+OSC_OUTPUT = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
 """Metres and radians that an action of 1 asks for."""
 
 
@@ -28,14 +31,21 @@ OSC_OUTPUT = (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)
 class RobomimicTask(Task):
     """One task of the benchmark."""
 
-    backends: tuple[str, ...] = ("fast", "stock")
-    semantics: tuple[str, ...] = ("v15",)
+    backends: tuple[str, ...] = ("fast", "kernel", "stock")
+    semantics: tuple[str, ...] = ("v15", "v141")
     env_name: str
     """Name of the environment class in robosuite."""
     obs_keys: tuple[tuple[str, int], ...]
     """DPPO's order: robot keys first, the object last."""
-    action_dim: int
     max_episode_steps: int
+    num_arms: int = 1
+    scene: type[Scene]
+    """What differs from the other tasks."""
+
+    @property
+    def action_dim(self) -> int:
+        """Translation, rotation and gripper of every arm."""
+        return 7 * self.num_arms
 
     def spec(self, config: EnvConfig) -> EnvSpec:
         """Return the task's dimensions and horizon under a configuration."""
@@ -53,6 +63,11 @@ class RobomimicTask(Task):
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
         """Make a batch of environments; see :func:`inril_ray.envs.make`."""
         if self.chosen_backend(config) == "stock":
+            if self.chosen_semantics(config) != "v15":
+                raise InrilError(
+                    f"env.backend = 'stock' simulates robosuite 1.5 only, not env.semantics = {config.semantics!r}; "
+                    "use fast or kernel."
+                )
             from inril_ray.envs.robomimic.stock import StockRobomimicEnv as Backend
         else:
             from inril_ray.envs.robomimic.fast import FastRobomimicEnv as Backend
@@ -64,8 +79,8 @@ class RobomimicTask(Task):
             "type": "OSC_POSE",
             "input_max": 1,
             "input_min": -1,
-            "output_max": list(OSC_OUTPUT),
-            "output_min": [-x for x in OSC_OUTPUT],
+            "output_max": OSC_OUTPUT.tolist(),
+            "output_min": (-OSC_OUTPUT).tolist(),
             "kp": OSC_KP,
             "damping_ratio": 1,
             "impedance_mode": "fixed",
@@ -85,7 +100,7 @@ class RobomimicTask(Task):
             "env_version": robosuite_version,
             "type": 1,  # robomimic's code for robosuite environments
             "env_kwargs": {
-                "robots": ["Panda"],
+                "robots": ["Panda"] * self.num_arms,
                 "controller_configs": {"type": "BASIC", "body_parts": {"right": part}},
                 "has_renderer": False,
                 "has_offscreen_renderer": False,
@@ -95,18 +110,34 @@ class RobomimicTask(Task):
                 "control_freq": CONTROL_HZ,
                 "ignore_done": True,
                 "lite_physics": True,
+                **({"env_configuration": "opposed"} if self.num_arms == 2 else {}),
             },
         }
 
 
-LIFT = RobomimicTask(
-    name="robomimic/lift",
-    env_name="Lift",
-    obs_keys=(("robot0_eef_pos", 3), ("robot0_eef_quat", 4), ("robot0_gripper_qpos", 2), ("object", 10)),
-    action_dim=7,
-    max_episode_steps=300,
-)
+def _task(
+    name: str, env_name: str, scene: type[Scene], object_dim: int, max_episode_steps: int, num_arms: int = 1
+) -> Any:
+    arm = (("eef_pos", 3), ("eef_quat", 4), ("gripper_qpos", 2))
+    hands = tuple((f"robot{i}_{key}", width) for i in range(num_arms) for key, width in arm)
+    return RobomimicTask(
+        name=f"robomimic/{name}",
+        env_name=env_name,
+        scene=scene,
+        obs_keys=(*hands, ("object", object_dim)),
+        num_arms=num_arms,
+        max_episode_steps=max_episode_steps,
+    )
+
+
+LIFT = _task("lift", "Lift", LiftScene, 10, 300)
 """Lift a cube 4 cm above the table."""
+CAN = _task("can", "PickPlaceCan", CanScene, 14, 300)
+"""Put a can from one bin into its place in another."""
+SQUARE = _task("square", "NutAssemblySquare", SquareScene, 14, 400)
+"""Put a square nut on a peg."""
+TRANSPORT = _task("transport", "TwoArmTransport", TransportScene, 41, 800, num_arms=2)
+"""Two arms: hand a hammer over from a lidded bin, and clear the place where it goes."""
 
 
 def make_robosuite(task: RobomimicTask, seed: Any) -> Any:
