@@ -7,6 +7,8 @@ and observations and rewards are computed for the whole batch at once. Trajector
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 from typing import Any
 
@@ -17,7 +19,7 @@ from inril_ray.envs.robomimic.physics import Arms, Physics
 from inril_ray.envs.robomimic.rendering import Renderer, package_versions
 from inril_ray.envs.robomimic.scenes import AWAY, Scene
 from inril_ray.envs.robomimic.semantics import RULES
-from inril_ray.envs.robomimic.slim import slim, with_object
+from inril_ray.envs.robomimic.slim import hollow, slim, with_object
 from inril_ray.envs.robomimic.tasks import RobomimicTask, import_robosuite, make_robosuite
 from inril_ray.types import BoolArray, FloatArray, InrilError
 
@@ -42,7 +44,7 @@ class FastRobomimicEnv(SimVectorEnv):
 
         mujoco: Any = module  # a C extension without type information
         self.task, self._terminate_on_success = task, config.terminate_on_success
-        template = make_robosuite(task, self.env_rng(0))
+        template = make_robosuite(task, self.env_rng(0), edit=hollow)
         rules = RULES[task.chosen_semantics(config)]
         self.scene: Scene = task.scene(template, rules)
         self._rng = template.rng
@@ -63,6 +65,8 @@ class FastRobomimicEnv(SimVectorEnv):
             mujoco, models * (num_envs // len(models)), arms, rules, self.scene.frames, self.scene.contacts
         )
         template.close()
+        del template, reference
+        _return_memory(mujoco)
 
     def _begin_episodes(self, mask: BoolArray) -> FloatArray:
         for i in np.flatnonzero(mask).tolist():
@@ -141,6 +145,15 @@ class FastRobomimicEnv(SimVectorEnv):
     def versions(self) -> dict[str, str]:
         """Return the versions of robosuite and MuJoCo."""
         return package_versions()
+
+
+def _return_memory(mujoco: Any) -> None:
+    """Give back what building took: 250 MB that the allocator would keep, for each of a node's workers."""
+    mujoco.mj_clearCache(mujoco.mj_getCache())
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's only
+    if trim is not None:
+        trim(0)
 
 
 def _compile(mujoco: Any, xml: str, reference: Any, thing: Any | None) -> Any:

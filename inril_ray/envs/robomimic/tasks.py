@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +140,7 @@ TRANSPORT = _task("transport", "TwoArmTransport", TransportScene, 41, 800, num_a
 """Two arms: hand a hammer over from a lidded bin, and clear the place where it goes."""
 
 
-def make_robosuite(task: RobomimicTask, seed: Any) -> Any:
+def make_robosuite(task: RobomimicTask, seed: Any, *, edit: Callable[[str], str] | None = None) -> Any:
     """Make robosuite's own environment of a task, quietly.
 
     DPPO's setting is kept: resets are soft, so what robosuite draws when it builds a model (the size of Lift's cube)
@@ -149,14 +149,19 @@ def make_robosuite(task: RobomimicTask, seed: Any) -> Any:
     Args:
         task: which task.
         seed: seed of robosuite's generator, which draws the model's random parts.
+        edit: changes the model's MJCF before it is compiled.
 
     Raises:
         InrilError: robosuite is not installed, or is not the release whose model and controller are reproduced here.
     """
     robosuite = import_robosuite()
     kwargs = dict(task.env_args(robosuite.__version__)["env_kwargs"])
+    env_class = stock = robosuite.environments.base.REGISTERED_ENVS[task.env_name]
+    if edit is not None:
+        own = {"edit_model_xml": lambda self, xml: edit(stock.edit_model_xml(self, xml))}
+        env_class = type(stock)(f"{task.env_name}Edited", (stock,), own)
     with quiet():
-        return robosuite.make(task.env_name, hard_reset=False, seed=seed, renderer="mujoco", **kwargs)
+        return env_class(hard_reset=False, seed=seed, renderer="mujoco", **kwargs)
 
 
 def import_robosuite() -> Any:
