@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmarks.result import write
 from inril_ray import envs
-from inril_ray.demos.scripted.lift import LiftDemonstrator, LiftDemonstratorConfig
+from inril_ray.demos.scripted.arm import ArmStyleConfig
+from inril_ray.demos.scripted.lift import LiftDemonstrator
 from inril_ray.envs.base import EnvConfig
 
 STEPS, ROUNDS, FAST_ENVS = 100, 5, 10
@@ -19,7 +20,7 @@ def record_actions(seed: int, num_envs: int) -> np.ndarray:
     """Return actions [T, B, 7] of scripted episodes."""
     env = envs.make("robomimic/lift", num_envs=num_envs, seed=seed)
     obs, _ = env.reset()
-    actors = [LiftDemonstrator(np.random.default_rng([seed, i]), LiftDemonstratorConfig()) for i in range(num_envs)]
+    actors = [LiftDemonstrator(np.random.default_rng([seed, i]), ArmStyleConfig()) for i in range(num_envs)]
     rows = []
     for _ in range(STEPS):
         rows.append(np.stack([actor.act(o) for actor, o in zip(actors, obs, strict=True)]))

@@ -14,5 +14,7 @@ FORMATS: dict[str, str] = {
 
 DEMONSTRATORS: dict[str, str] = {
     "robomimic/lift": "inril_ray.demos.scripted.lift:LiftDemonstrator",
+    "robomimic/can": "inril_ray.demos.scripted.can:CanDemonstrator",
+    "robomimic/square": "inril_ray.demos.scripted.square:SquareDemonstrator",
 }
 """Task to the scripted demonstrator for it."""

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from inril_ray import envs
+from inril_ray.demos import DEMONSTRATORS
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.formats.robomimic_hdf5 import RobomimicHdf5
-from inril_ray.demos.scripted.lift import LiftDemonstrator, LiftDemonstratorConfig
 from inril_ray.demos.store import DemoStore, load
 from inril_ray.envs.base import EnvConfig, SimVectorEnv
 from inril_ray.envs.robomimic.fast import FastRobomimicEnv
 from inril_ray.envs.robomimic.physics import Physics
 from inril_ray.envs.robomimic.scenes import LiftScene, TransportScene
 from inril_ray.record import record
+from inril_ray.registry import resolve
 from inril_ray.types import InrilError
 
 pytestmark = [
@@ -184,16 +185,17 @@ class Trajectories:
 
 
 SCRIPTED_SEED = 3
+DEMONSTRATED = [task for task in DEMONSTRATORS if task.startswith("robomimic/")]
 
 
-@pytest.fixture(scope="module")
-def scripted() -> Trajectories:
-    env = make("fast", 3, SCRIPTED_SEED)
-    style = LiftDemonstratorConfig(noise=0.1)
-    actors = [LiftDemonstrator(np.random.default_rng(i), style) for i in range(3)]
+def succeed(task: str, num_envs: int) -> Trajectories:
+    """Run a demonstrator on the fast backend until all its episodes have succeeded for five steps."""
+    cls = resolve(DEMONSTRATORS, task, "demonstrator")
+    env = make("fast", num_envs, SCRIPTED_SEED, task=task)
+    actors = [cls(np.random.default_rng(i), cls.Config(noise=0.05)) for i in range(num_envs)]
     start = obs = env.reset()[0]
     rows: list[tuple[np.ndarray, ...]] = []
-    while len(rows) < 150:
+    while len(rows) < env.task_spec.max_episode_steps - 1:
         action = np.stack([a.act(o) for a, o in zip(actors, obs, strict=True)])
         obs, reward, _, _, info = env.step(action)
         rows.append((obs, reward, action, info["success"]))
@@ -203,21 +205,21 @@ def scripted() -> Trajectories:
     return Trajectories(start=start, obs=observations, reward=rewards, actions=actions, success=success)
 
 
-def test_observations_and_rewards_equal_along_successful_episodes(scripted: Trajectories) -> None:
+@pytest.mark.parametrize("task", DEMONSTRATED)
+def test_observations_and_rewards_equal_along_successful_episodes(task: str) -> None:
     """The recorded actions are replayed open-loop: stock goes the same way, to the same success."""
+    num_envs = 3 if task == TASK else 1
+    scripted = succeed(task, num_envs)
     assert scripted.success.any(axis=0).all(), "the demonstrator did not succeed: the test shows nothing"
     assert scripted.reward.sum() > 3
-    stock = make("stock", 3, SCRIPTED_SEED)
-    np.testing.assert_allclose(stock.reset()[0], scripted.start, rtol=0, atol=1e-7)
-    reached = np.zeros(3, bool)
+    stock = make("stock", num_envs, SCRIPTED_SEED, task=task)
+    np.testing.assert_allclose(stock.reset()[0], scripted.start, rtol=0, atol=1e-6)
     for step, action in enumerate(scripted.actions):
         obs, reward, terminated, truncated, info = stock.step(action)
-        np.testing.assert_allclose(obs, scripted.obs[step], rtol=0, atol=1e-6, err_msg=f"step {step}")
+        np.testing.assert_allclose(obs, scripted.obs[step], rtol=0, atol=1e-5, err_msg=f"step {step}")
         np.testing.assert_array_equal(reward, scripted.reward[step], err_msg=f"step {step}")
         np.testing.assert_array_equal(info["success"], scripted.success[step])
         assert not (terminated | truncated).any()
-        reached |= info["success"]
-    assert reached.all()
     stock.close()
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from inril_ray.config import build
-from inril_ray.demos.scripted.lift import LiftDemonstrator, LiftDemonstratorConfig
+from inril_ray.demos.scripted.arm import ArmStyleConfig
+from inril_ray.demos.scripted.lift import LiftDemonstrator
 from inril_ray.record import record
 from inril_ray.types import InrilError
 
@@ -16,7 +17,7 @@ from inril_ray.types import InrilError
 def kinematic_episode(seed: int, steps: int = 200, **quality: float) -> tuple[np.ndarray, np.ndarray, bool]:
     """A hand that goes where it is told by 5 cm a step at most, and a cube that a closed hand nearby carries."""
     rng = np.random.default_rng(seed)
-    actor = LiftDemonstrator(rng, LiftDemonstratorConfig(**quality))
+    actor = LiftDemonstrator(rng, ArmStyleConfig(**quality))
     hand, cube = np.array([-0.1, 0.05, 1.0]), np.array([0.02, -0.01, 0.82])
     obs, actions, highest = [], [], 0.0
     for _ in range(steps):
@@ -48,7 +49,7 @@ def test_the_hand_closes_only_at_the_cube() -> None:
 
 
 def test_it_starts_again_when_the_cube_slipped() -> None:
-    actor = LiftDemonstrator(np.random.default_rng(0), LiftDemonstratorConfig(noise=0.0, aim_error_m=0.0))
+    actor = LiftDemonstrator(np.random.default_rng(0), ArmStyleConfig(noise=0.0, aim_error_m=0.0))
     at = np.zeros(19, np.float32)
     at[0:3] = at[9:12] = [0.0, 0.0, 0.82]
     above = at.copy()
@@ -84,7 +85,7 @@ def test_quality_is_adjustable() -> None:
 
 def test_an_unknown_quality_setting_lists_the_choices() -> None:
     with pytest.raises(InrilError, match=r"quality\.nois'.*Did you mean 'noise'"):
-        build(LiftDemonstratorConfig, {"nois": 1}, "quality")
+        build(ArmStyleConfig, {"nois": 1}, "quality")
 
 
 @pytest.mark.parametrize("held_out", [-1, 3, 4])
