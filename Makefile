@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo demos test test-fast check format format-check lint types arch golden lock bench bench-sim \
+.PHONY: help setup demo demos test test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-learning clean
 
 help:  ## list the targets
@@ -65,10 +65,10 @@ lock: $(READY)  ## pin the dependencies of pyproject.toml again
 	$(BIN)/uv pip compile pyproject.toml --extra robosuite --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --quiet -o requirements.lock
 
-bench: bench-sim bench-store bench-ray bench-interleave  ## the short benchmarks, 10 minutes; results in benchmarks/results
+bench: bench-sims bench-store bench-ray bench-interleave  ## the short benchmarks, 10 minutes; results in benchmarks/results
 
-bench-sim: $(READY)
-	$(BIN)/python -m benchmarks.sim
+bench-sims: $(READY)
+	$(BIN)/python -m benchmarks.sims
 
 bench-store: $(READY)
 	$(BIN)/python -m benchmarks.store
@@ -79,7 +79,7 @@ bench-ray: $(READY)
 bench-interleave: $(READY)
 	$(BIN)/python -m benchmarks.interleave
 
-bench-learning: $(READY)  ## the long run: three seeds of Lift, about half an hour on two cores
+bench-learning: $(READY)  ## the long run: three seeds of Lift, about 80 minutes on two cores
 	$(BIN)/python -m benchmarks.learning
 
 clean:  ## remove what was built; runs/ stays
