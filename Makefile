@@ -31,7 +31,7 @@ demo: $(READY)  ## clone demonstrations, fine-tune with IN-RIL on a local Ray cl
 	@echo "Look at runs/demo/report.html, runs/demo/summary.json, and: $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
 
 demos: $(READY)  ## make the bundled data set again, with its fixed seed
-	$(BIN)/inril demos make robomimic/lift --out inril_ray/data/lift_scripted.hdf5 --num 12 --held-out 2 --seed 0 \
+	$(BIN)/inril demos make robomimic/lift --out inril_ray/data/lift_scripted.hdf5 --num 12 --held-out 2 --seed 0 --max-steps 200 \
 		--set noise=0.3 --set aim_error_m=0.012
 
 test: $(READY)  ## run all tests

@@ -78,23 +78,34 @@ def parser() -> argparse.ArgumentParser:
 
     demos = commands.add_parser("demos", help="make, inspect and convert demonstrations")
     kinds = demos.add_subparsers(required=True, metavar="ACTION")
-    make = kinds.add_parser("make", help="record a scripted demonstrator in robomimic HDF5")
-    make.add_argument("task", help="for example robomimic/lift")
-    make.add_argument("--out", type=Path, required=True, help="file to write")
-    make.add_argument("--num", type=int, default=20, help="successful episodes to keep (default: 20)")
-    make.add_argument("--held-out", type=int, default=2, help="of them in the mask `valid` (default: 2)")
+    make = kinds.add_parser("make", help="record a script, a planner or a partly trained policy, as the task has it")
+    make.add_argument("task", help="for example robomimic/lift, fetch/push, adroit/hammer, gym/hopper")
+    make.add_argument("--out", type=Path, required=True, help="file to write; a new directory for fetch and adroit")
+    make.add_argument("--num", type=int, default=20, help="episodes to keep (default: 20)")
+    make.add_argument("--held-out", type=int, help="of them in robomimic's mask `valid` (default: 2 of ten or more)")
     make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--max-steps", type=int, metavar="N", help="longest episode (default: the task's limit)")
     make.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="quality, for example noise=0.3")
     make.set_defaults(command=_demos_make)
     inspect = kinds.add_parser("inspect", help="print episodes, lengths, dimensions, returns, warnings")
     inspect.add_argument("file", type=Path)
     inspect.add_argument("--task", help="also check the file against a task")
+    inspect.add_argument("--filter", metavar="NAME", help="only the episodes that the file lists under NAME")
+    _add_env_set(inspect)
     inspect.set_defaults(command=_demos_inspect)
     convert = kinds.add_parser("convert", help="convert to one Arrow file")
-    convert.add_argument("file", type=Path)
+    convert.add_argument("file", type=Path, help="robomimic or D4RL HDF5, or the directory of a Minari or LeRobot set")
     convert.add_argument("target", type=Path)
     convert.add_argument("--task", required=True, help="the task that the demonstrations are for")
+    convert.add_argument("--filter", metavar="NAME", help="only the episodes that the file lists under NAME")
+    convert.add_argument("--images", nargs="+", default=[], metavar="KEY", help="cameras to keep")
+    _add_env_set(convert)
     convert.set_defaults(command=_demos_convert)
+    download = kinds.add_parser("download", help="download public demonstrations")
+    download.add_argument("task", help="for example robomimic/lift")
+    download.add_argument("--variant", help="for example ph or mh; the error for a wrong one lists them")
+    download.add_argument("--out", type=Path, default=Path("demos"), help="directory (default: demos)")
+    download.set_defaults(command=_demos_download)
 
     report = commands.add_parser("report", help="write report.html of a run or a verdict")
     report.add_argument("directory", type=Path)
@@ -112,6 +123,12 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, help="short for --set seed=…")
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example interleave.every=10"
+    )
+
+
+def _add_env_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the task, such as env.semantics=v141"
     )
 
 
@@ -233,59 +250,70 @@ def _verdict(arguments: argparse.Namespace) -> None:
 
 def _demos_make(arguments: argparse.Namespace) -> None:
     from inril_ray.config import parse_overrides
-    from inril_ray.record import record
+    from inril_ray.record import can_hold_out, record
 
+    held_out = arguments.held_out
+    if held_out is None:
+        held_out = 2 if can_hold_out(arguments.task) and arguments.num >= 10 else 0
     result = record(
         arguments.task,
         arguments.out,
         num_demos=arguments.num,
         seed=arguments.seed,
-        held_out=arguments.held_out,
+        held_out=held_out,
         quality=parse_overrides(arguments.set),
+        max_steps=arguments.max_steps,
     )
-    success, tried = 100 * result["demonstrator_success_rate"], result["episodes_tried"]
-    print(
-        f"{arguments.out}: {arguments.num} scripted demonstrations, mean length {result['mean_length']:.0f} steps; the "
-        f"demonstrator succeeded in {success:.0f} % of {tried:.0f} episodes."
+    line = (
+        f"{arguments.out}: {arguments.num} episodes, mean length {result['mean_length']:.0f} steps, mean return "
+        f"{result['mean_return']:.1f}"
     )
+    if "demonstrator_success_rate" in result:
+        line += (
+            f"; the demonstrator succeeded in {100 * result['demonstrator_success_rate']:.0f} % of "
+            f"{result['episodes_tried']:.0f}"
+        )
+    print(f"{line}.")
 
 
-def _expectation(task: str) -> Any:
+def _expectation(arguments: argparse.Namespace) -> Any:
     from inril_ray import envs
+    from inril_ray.config import build, parse_overrides
     from inril_ray.demos.episodes import Expectation
     from inril_ray.envs.base import EnvConfig
 
-    return Expectation.of(envs.spec(task, EnvConfig()))
+    overrides = parse_overrides(arguments.set)
+    if set(overrides) - {"env"}:
+        raise InrilError(f"--set: only env.… says something about demonstrations, not {', '.join(overrides)}.")
+    return Expectation.of(envs.spec(arguments.task, build(EnvConfig, overrides.get("env", {}), "env")))
 
 
 def _demos_inspect(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
+    from inril_ray.demos.episodes import Selection
     from inril_ray.demos.store import load
+    from inril_ray.demos.summary import summary_lines
 
-    arrays = load(arguments.file, _expectation(arguments.task) if arguments.task else None)
-    lengths = np.diff(arrays.episode_starts)
-    returns = np.add.reduceat(arrays.rewards, arrays.episode_starts[:-1])
-    info = arrays.info
-    print(f"{arguments.file}: {info.format}, environment {info.env_name}, semantics {info.semantics}")
-    print(f"source        {info.source}")
-    print(f"episodes      {len(lengths)} ({int(arrays.held_out.sum())} held out)")
-    print(
-        f"steps         {len(arrays.obs)}; length {lengths.min()} to {lengths.max()}, median {np.median(lengths):.0f}"
-    )
-    print(f"dimensions    observation {arrays.obs.shape[1]}, action {arrays.actions.shape[1]}")
-    print(f"returns       {returns.min():.2f} to {returns.max():.2f}, mean {returns.mean():.2f}")
-    print(f"success       {int((returns > 0).sum())} of {len(returns)} episodes have a positive return")
-    print(f"content       SHA-256 {info.content_hash}")
-    for warning in info.metadata.get("warnings", ()):
-        print(f"warning       {warning}")
+    expectation = _expectation(arguments) if arguments.task else None
+    arrays = load(arguments.file, expectation, Selection(filter=arguments.filter))
+    print("\n".join(summary_lines(arguments.file, arrays)))
 
 
 def _demos_convert(arguments: argparse.Namespace) -> None:
+    from inril_ray.demos.episodes import Selection
     from inril_ray.demos.store import convert
 
-    arrays = convert(arguments.file, arguments.target, _expectation(arguments.task))
+    selection = Selection(filter=arguments.filter, images=tuple(arguments.images))
+    arrays = convert(arguments.file, arguments.target, _expectation(arguments), selection)
     print(f"{arguments.target}: {len(arrays.held_out)} episodes, {len(arrays.obs)} steps, {arrays.size_bytes()} bytes")
+    for warning in arrays.info.metadata.get("warnings", ()):
+        print(f"warning: {warning}")
+
+
+def _demos_download(arguments: argparse.Namespace) -> None:
+    from inril_ray.demos.download import download, source
+
+    file = download(source(arguments.task, arguments.variant), arguments.out)
+    print(f"Use it: inril train --task {arguments.task} --demos {file}")
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -1,8 +1,9 @@
-"""Record demonstrations: a demonstrator in a simulator, written in robomimic's own format."""
+"""Record demonstrations: a demonstrator in a simulator, written in the format that the field uses for the task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,20 @@ import numpy as np
 from inril_ray import __version__, envs
 from inril_ray.config import build, to_dict
 from inril_ray.demos import DEMONSTRATORS
-from inril_ray.demos.formats.robomimic_hdf5 import RecordedEpisode, write
+from inril_ray.demos.demonstrator import Demonstrator
+from inril_ray.demos.episodes import RecordedEpisode
+from inril_ray.demos.formats import d4rl_hdf5, minari, robomimic_hdf5
 from inril_ray.envs.base import EnvConfig
 from inril_ray.registry import resolve
 from inril_ray.types import InrilError
+
+FORMATS = {"robomimic": "robomimic HDF5", "fetch": "Minari", "adroit": "Minari", "gym": "D4RL HDF5"}
+"""Suite to the format that its demonstrations come in."""
+
+
+def can_hold_out(task: str) -> bool:
+    """Tell whether the format of a task's demonstrations can mark episodes that are kept out of training."""
+    return task.startswith("robomimic/")
 
 
 def record(
@@ -23,105 +34,170 @@ def record(
     *,
     num_demos: int,
     seed: int,
-    held_out: int = 1,
+    held_out: int = 0,
     quality: Mapping[str, Any] | None = None,
     num_envs: int = 10,
-    max_steps: int = 200,
+    max_steps: int | None = None,
     tail_steps: int = 5,
+    say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Record successful scripted episodes and write them as robomimic HDF5.
+    """Record episodes of a demonstrator and write them in the format of the task's suite.
 
     Args:
         task: name in the task table; needs a demonstrator.
-        path: file to write.
-        num_demos: successful episodes to keep.
+        path: file to write; a directory for Minari.
+        num_demos: episodes to keep, successful ones only unless failures are part of the demonstrations.
         seed: seed of initial states and demonstrator.
-        held_out: how many of them form the ``valid`` mask.
+        held_out: how many of them form the ``valid`` mask; robomimic HDF5 only.
         quality: settings of the demonstrator.
         num_envs: environments stepped together; part of what fixes the file.
-        max_steps: give an episode up after so many control steps.
+        max_steps: give an episode up, or end it, after so many control steps; None takes the task's limit.
         tail_steps: steps kept after the first success, as in teleoperated data.
+        say: takes progress.
 
     Returns:
-        ``demonstrator_success_rate``, ``mean_length``, ``episodes_tried``.
+        ``demonstrator_success_rate``, ``mean_length``, ``mean_return``, ``episodes_tried``.
 
     Raises:
         InrilError: no demonstrator for the task, or fewer than one in twenty episodes succeed.
     """
-    demonstrator = resolve(DEMONSTRATORS, task, "scripted demonstrator (by task)")
+    demonstrator: type[Demonstrator] = resolve(DEMONSTRATORS, task, "demonstrator (by task)")
+    suite = task.split("/")[0]
     if not 0 <= held_out < num_demos:
         raise InrilError(f"held_out = {held_out}: must be at least 0 and less than num_demos = {num_demos}.")
+    if held_out and not can_hold_out(task):
+        raise InrilError(f"held_out = {held_out}: {FORMATS[suite]}, the format of {task}, has no mask for them; use 0.")
+    if path.exists() and suite in ("fetch", "adroit"):
+        raise InrilError(f"{path} exists; Minari's format is a directory, which must be new.")
     style = build(demonstrator.Config, quality or {}, "quality")
-    env = envs.make(
-        task, num_envs=num_envs, seed=seed, purpose="demos", config=EnvConfig(max_episode_steps=10 * max_steps)
-    )
-    everyone = np.ones(num_envs, bool)
-    obs = env.reset_envs(everyone)
-
-    def new_actor(i: int) -> Any:
-        key = (i, int(env.episode[i]))
-        return demonstrator(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)), style)
-
-    # Episodes are kept in the order in which they started; in the order of success, quick ones would be favoured.
-    actors = [new_actor(i) for i in range(num_envs)]
-    attempt, next_attempt = np.arange(num_envs), num_envs
-    results: dict[int, RecordedEpisode | None] = {}
-    steps: list[list[tuple[Any, ...]]] = [[] for _ in range(num_envs)]
-    while True:
-        settled = [results[k] for k in range(int(attempt.min()))]
-        kept = [episode for episode in settled if episode is not None]
-        if len(kept) >= num_demos:
-            break
-        if len(settled) >= 40 and len(kept) < len(settled) / 20:
-            raise InrilError(
-                f"The demonstrator succeeded in {len(kept)} of {len(settled)} episodes; raise its quality."
-            )
-        states = [env.sim_state(i) for i in range(num_envs)]  # type: ignore[attr-defined]
-        actions = np.stack([actor.act(o) for actor, o in zip(actors, obs, strict=True)])
-        outcome, _, _ = env.advance_guarded(actions, everyone)
-        over = np.zeros(num_envs, bool)
-        for i in range(num_envs):
-            steps[i].append((obs[i], outcome.obs[i], actions[i], outcome.reward[i], states[i]))
-            first = next((t for t, s in enumerate(steps[i]) if s[3] > 0), None)
-            success = first is not None and len(steps[i]) > first + tail_steps
-            over[i] = success or (first is None and len(steps[i]) >= max_steps)
-            if over[i]:
-                results[int(attempt[i])] = _episode(steps[i], env.model_xml(i)) if success else None  # type: ignore[attr-defined]
-        obs = outcome.obs
-        if over.any():
-            obs = env.reset_envs(over)
-            for i in np.flatnonzero(over).tolist():
-                attempt[i], next_attempt = next_attempt, next_attempt + 1
-                actors[i], steps[i] = new_actor(i), []
-    tried = len(settled)
-    kept = kept[:num_demos]
-    rate = len(kept) / max(tried, 1)
+    limit = max_steps or envs.spec(task, EnvConfig()).max_episode_steps
+    env = envs.make(task, num_envs=num_envs, seed=seed, purpose="demos", config=EnvConfig(max_episode_steps=10 * limit))
+    new_actor = _actor_maker(demonstrator, style, env, task, seed, say)
+    collected = _Collection(env, new_actor, limit, tail_steps, demonstrator.keeps_failures)
+    kept, tried = collected.until(num_demos)
+    rate = float(np.mean([bool(e.success) for e in kept])) if demonstrator.keeps_failures else len(kept) / max(tried, 1)
+    has_success = kept[0].success is not None
     source = {
-        "kind": "scripted",
+        "kind": demonstrator.source,
         "made_by": f"inril_ray {__version__}",
         "seed": seed,
         "num_envs": num_envs,
         "quality": to_dict(style),
-        "success_rate": round(rate, 4),
+        **({"success_rate": round(rate, 4)} if has_success else {}),
         **env.versions(),
     }
-    write(
-        path,
-        kept,
-        env_args=env.env_args(),  # type: ignore[attr-defined]
-        obs_keys=env.task_spec.obs_keys,
-        source=source,
-        num_held_out=held_out,
-    )
+    _write(suite, path, kept, env, source, held_out, limit)
     return {
-        "demonstrator_success_rate": rate,
+        **({"demonstrator_success_rate": rate} if has_success else {}),
         "mean_length": float(np.mean([len(e.actions) for e in kept])),
+        "mean_return": float(np.mean([e.rewards.sum() for e in kept])),
         "episodes_tried": float(tried),
     }
 
 
-def _episode(steps: list[tuple[Any, ...]], model_xml: str) -> RecordedEpisode:
-    obs, next_obs, actions, rewards, states = (np.stack(column) for column in zip(*steps, strict=True))
-    return RecordedEpisode(
-        obs=obs, next_obs=next_obs, actions=actions, rewards=rewards, states=states, model_xml=model_xml
-    )
+def _actor_maker(
+    demonstrator: Any, style: Any, env: Any, task: str, seed: int, say: Callable[[str], None]
+) -> Callable[[int], Demonstrator]:
+    """Return what makes the demonstrator of the episode that an environment is in."""
+    trained = demonstrator.train(task, style, seed, say) if demonstrator.source == "rl" else None
+
+    def new_actor(i: int) -> Demonstrator:
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i, int(env.episode[i]))))
+        if demonstrator.source == "planner":
+            return demonstrator(rng, style, partial(env.predict, i))
+        return demonstrator(rng, style) if trained is None else demonstrator(rng, style, trained)
+
+    return new_actor
+
+
+class _Collection:
+    """Episodes in the order in which they started; in the order of success, quick ones would be favoured."""
+
+    def __init__(
+        self, env: Any, new_actor: Callable[[int], Demonstrator], limit: int, tail_steps: int, keep_failures: bool
+    ) -> None:
+        self._env, self._new_actor = env, new_actor
+        self._limit, self._tail_steps, self._keep_failures = limit, tail_steps, keep_failures
+        self._results: dict[int, RecordedEpisode | None] = {}
+
+    def until(self, num_demos: int) -> tuple[list[RecordedEpisode], int]:
+        """Return so many episodes, and how many were tried for them."""
+        env = self._env
+        everyone = np.ones(env.num_envs, bool)
+        obs = env.reset_envs(everyone)
+        actors = [self._new_actor(i) for i in range(env.num_envs)]
+        attempt, next_attempt = np.arange(env.num_envs), env.num_envs
+        steps: list[list[tuple[Any, ...]]] = [[] for _ in range(env.num_envs)]
+        while True:
+            settled = range(int(attempt.min()))
+            good = [k for k in settled if self._results[k] is not None]
+            if len(good) >= num_demos:
+                kept = [self._results[k] for k in good[:num_demos]]
+                return [e for e in kept if e is not None], good[num_demos - 1] + 1
+            if len(settled) >= 40 and len(good) < len(settled) / 20:
+                raise InrilError(
+                    f"The demonstrator succeeded in {len(good)} of {len(settled)} episodes; raise its quality."
+                )
+            states = [env.sim_state(i) if hasattr(env, "sim_state") else None for i in range(env.num_envs)]
+            actions = np.stack([actor.act(o) for actor, o in zip(actors, obs, strict=True)])
+            outcome, _, broken = env.advance_guarded(actions, everyone)
+            over = np.zeros(env.num_envs, bool)
+            for i in range(env.num_envs):
+                success = bool(outcome.success[i])
+                steps[i].append((obs[i], outcome.obs[i], actions[i], outcome.reward[i], success, states[i]))
+                over[i] = self._settle(i, int(attempt[i]), steps[i], bool(outcome.terminated[i]), bool(broken[i]))
+            obs = outcome.obs
+            if over.any():
+                obs = env.reset_envs(over)
+                for i in np.flatnonzero(over).tolist():
+                    attempt[i], next_attempt = next_attempt, next_attempt + 1
+                    actors[i], steps[i] = self._new_actor(i), []
+
+    def _settle(self, i: int, attempt: int, steps: list[tuple[Any, ...]], terminated: bool, broken: bool) -> bool:
+        """Tell whether the episode of an environment is over, and if it is, keep it or give it up."""
+        first = next((t for t, s in enumerate(steps) if s[4]), None)
+        full = terminated or len(steps) >= self._limit
+        if self._keep_failures:
+            over, wanted = full, True
+        else:
+            wanted = first is not None and len(steps) > first + self._tail_steps
+            over = wanted or (first is None and full)
+        if over or broken:
+            self._results[attempt] = self._episode(i, steps, terminated) if wanted and not broken else None
+        return over or broken
+
+    def _episode(self, i: int, steps: list[tuple[Any, ...]], terminated: bool) -> RecordedEpisode:
+        obs, next_obs, actions, rewards, success, states = zip(*steps, strict=True)
+        has_success = self._env.task_spec.score_range is None  # tasks that are scored by return have no success
+        return RecordedEpisode(
+            obs=np.stack(obs),
+            next_obs=np.stack(next_obs),
+            actions=np.stack(actions),
+            rewards=np.stack(rewards),
+            terminated=terminated,
+            success=bool(success[-1] if self._keep_failures else True) if has_success else None,
+            states=None if states[0] is None else np.stack(states),
+            model_xml=self._env.model_xml(i) if hasattr(self._env, "model_xml") else None,
+        )
+
+
+def _write(
+    suite: str, path: Path, kept: list[RecordedEpisode], env: Any, source: dict[str, Any], held_out: int, limit: int
+) -> None:
+    spec = env.task_spec
+    if suite == "robomimic":
+        args = {"env_args": env.env_args(), "obs_keys": spec.obs_keys, "num_held_out": held_out}
+        robomimic_hdf5.write(path, kept, source=source, **args)
+    elif suite == "gym":
+        d4rl_hdf5.write(path, kept, env_name=spec.recorded_as, semantics=spec.semantics, source=source)
+    else:
+        minari.write(
+            path,
+            kept,
+            env_id=env.env_id,
+            obs_keys=spec.obs_keys,
+            action_range=(spec.action_low, spec.action_high),
+            max_episode_steps=limit,
+            source=source,
+            dataset_id=f"{spec.task.replace('_', '-')}/{source['kind']}-v0",
+        )

@@ -151,6 +151,8 @@ class DemoBatch:
     """[N, O] observation at the start of the window."""
     actions: FloatArray
     """[N, H, A] the actions that follow, in the units of the environment."""
+    images: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """Name of a camera to its pictures [N, height, width, channels] at the start of the window."""
 
 
 @dataclass(frozen=True, kw_only=True)

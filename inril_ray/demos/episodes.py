@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from inril_ray.types import EnvSpec, FloatArray, InrilError
+
+DAMAGE = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    pa.ArrowException,
+)
+"""What h5py, pyarrow and json raise on damaged files."""
+SOURCE_KEY = "inril_source"
+"""Where the files that we write say who acted: JSON with ``kind`` (scripted, planner, rl) and how they were made."""
 
 
 class DemoError(InrilError):
@@ -41,6 +60,19 @@ class Expectation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which part of a file is wanted."""
+
+    filter: str | None = None
+    """Name of a list of episodes in the file (robomimic's ``mask/NAME``), such as ``20_percent``; None takes all."""
+    images: tuple[str, ...] = ()
+    """Keys of the image observations to keep."""
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Episode:
     """One demonstration of L steps."""
 
@@ -51,8 +83,37 @@ class Episode:
     """[L, A]"""
     rewards: FloatArray
     """[L]"""
+    final_obs: FloatArray | None = None
+    """[O] observation after the last action; None where the file does not hold it."""
+    terminated: bool = False
+    """The task ended the episode, not a time limit or the end of the recording."""
+    success: bool | None = None
+    """None where the file does not say."""
     held_out: bool = False
     """Kept out of training; the imitation probe is measured on it."""
+    images: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """Key to pictures [L, height, width, channels]: those that were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedEpisode:
+    """One episode as the simulator produced it, L steps: what the writers take."""
+
+    obs: FloatArray
+    """[L, O]"""
+    next_obs: FloatArray
+    """[L, O]"""
+    actions: FloatArray
+    """[L, A]"""
+    rewards: FloatArray
+    """[L]"""
+    terminated: bool = False
+    """The task ended the episode, not a time limit."""
+    success: bool | None = None
+    """None for tasks without a notion of success."""
+    states: FloatArray | None = None
+    """[L, S] flat simulator state before each step."""
+    model_xml: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +122,9 @@ class FileInfo:
 
     format: str
     env_name: str
+    """Empty where the file does not say."""
     semantics: str
-    """Rules under which it was recorded, such as ``v15`` for robosuite 1.5."""
+    """Rules under which it was recorded, such as ``v15`` for robosuite 1.5; empty where the file does not say."""
     source: str
     """Who acted: ``human``, ``scripted``, ``planner``, ``rl`` or ``unknown``."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -70,33 +132,43 @@ class FileInfo:
 
 
 class Format(Protocol):
-    """Reader of one file format."""
+    """Reader of one file format. A path is a file or, for some formats, a directory."""
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Tell whether a file looks like this format."""
+        """Tell whether a path looks like this format."""
         ...
 
     @staticmethod
     def inspect(path: Path) -> FileInfo:
-        """Read the metadata of a file."""
+        """Read the metadata."""
         ...
 
     @staticmethod
-    def read(path: Path, expectation: Expectation | None) -> Iterator[Episode]:
+    def read(path: Path, expectation: Expectation | None, selection: Selection = EVERYTHING) -> Iterator[Episode]:
         """Yield the episodes, checked; with no expectation, whatever observations the file holds."""
         ...
 
 
+@contextlib.contextmanager
+def reading(path: Path, episode: str | None = None) -> Iterator[None]:
+    """Turn what is raised on a damaged file into our error: a truncated file is found out only where it ends."""
+    try:
+        yield
+    except DAMAGE as error:
+        reason = str(error).strip() or type(error).__name__
+        raise DemoError(path, f"is damaged or truncated ({reason}).", episode=episode) from None
+
+
 def checked_array(
-    path: Path, value: Any, *, episode: str, field: str, length: int | None = None, width: int | None = None
+    path: Path, value: Any, *, episode: str | None, field: str, length: int | None = None, width: int | None = None
 ) -> FloatArray:
     """Return a float32 array after checking type, length, width and finiteness.
 
     Args:
         path: file, for the message.
         value: array-like.
-        episode: name, for the message.
+        episode: name, for the message; None for an array of all episodes.
         field: name, for the message.
         length: rows required.
         width: columns required; None for a vector.
@@ -113,8 +185,9 @@ def checked_array(
     if width is not None and array.shape[1] != width:
         raise DemoError(path, f"has width {array.shape[1]}, the task needs {width}.", episode=episode, field=field)
     if length is not None and len(array) != length:
-        raise DemoError(path, f"has {len(array)} steps, the episode has {length}.", episode=episode, field=field)
-    if len(array) == 0:
+        whole = "the episode has" if episode else "there are"
+        raise DemoError(path, f"has {len(array)} steps, {whole} {length}.", episode=episode, field=field)
+    if array.size == 0:
         raise DemoError(path, "is empty.", episode=episode, field=field)
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
@@ -122,3 +195,53 @@ def checked_array(
     if bad.any():
         raise DemoError(path, f"is not finite at step {int(np.argmax(bad))}.", episode=episode, field=field)
     return array
+
+
+def checked_actions(path: Path, value: Any, expectation: Expectation | None, *, episode: str | None) -> FloatArray:
+    """Return actions [L, A] after checking them against a task, if there is one."""
+    array = np.asarray(value)
+    found = array.shape[1] if array.ndim == 2 else 0
+    width = expectation.action_dim if expectation else found
+    return checked_array(path, array, episode=episode, field="actions", width=width)
+
+
+def flags(path: Path, value: Any, *, episode: str | None, field: str, length: int | None = None) -> npt.NDArray:
+    """Return truth values [L] that a file holds as booleans or as 0 and 1."""
+    array = checked_array(path, value, episode=episode, field=field, length=length)
+    if not np.isin(array, (0.0, 1.0)).all():
+        raise DemoError(path, "holds other values than 0 and 1.", episode=episode, field=field)
+    return array.astype(bool)
+
+
+def no_filter(path: Path, selection: Selection, *, images: str = "are read from robomimic files only") -> None:
+    """Refuse a selection in a format that has no lists of episodes, and whose images are not read.
+
+    Args:
+        path: file, for the message.
+        selection: what was asked for.
+        images: why there are no images.
+    """
+    if selection.filter is not None:
+        raise DemoError(path, f"has no filters, {selection.filter!r} was asked for; only robomimic files have them.")
+    if selection.images:
+        raise DemoError(path, f"images {images}; {', '.join(selection.images)} can't be converted.")
+
+
+def recorded_source(path: Path, text: str | bytes | None) -> dict[str, Any]:
+    """Return what a file that we wrote says about who acted; empty for files of others.
+
+    Raises:
+        DemoError: it is not JSON.
+    """
+    if text is None:
+        return {}
+    try:
+        source = json.loads(text)
+    except (ValueError, TypeError):
+        raise DemoError(path, "is not JSON.", field=SOURCE_KEY) from None
+    return source if isinstance(source, dict) else {}
+
+
+def wanted_keys(available: Sequence[str], expectation: Expectation | None) -> tuple[tuple[str, int | None], ...]:
+    """Return keys and widths of the observation: those of the task, or all in alphabetical order."""
+    return expectation.obs_keys if expectation else tuple((key, None) for key in sorted(available))

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from inril_ray import __version__
 from inril_ray.demos import FORMATS
-from inril_ray.demos.episodes import DemoError, Episode, Expectation, FileInfo
+from inril_ray.demos.columns import matrix
+from inril_ray.demos.episodes import DAMAGE, EVERYTHING, DemoError, Episode, Expectation, FileInfo, Selection
+from inril_ray.demos.semantics import check_task
 from inril_ray.registry import resolve
 from inril_ray.types import DemoBatch, FloatArray, InrilError, NormalizerStats
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = b"inril_demos"
+IMAGES = "images/"
+"""Prefix of the columns that hold images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +61,41 @@ class DemoArrays:
     held_out: npt.NDArray[np.bool_]
     """[E] kept out of training."""
     info: DemoInfo
+    final_obs: FloatArray = None  # type: ignore[assignment]
+    """[E, O] observation after the last action; a row of NaN where it is unknown (the default)."""
+    terminated: npt.NDArray[np.bool_] = None  # type: ignore[assignment]
+    """[E] the task ended the episode (default: none)."""
+    success: npt.NDArray[np.int8] = None  # type: ignore[assignment]
+    """[E] 1, 0, or -1 where it is unknown (the default)."""
+    images: Mapping[str, npt.NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    """Key to pictures [S, height, width, channels]."""
+
+    def __post_init__(self) -> None:
+        episodes = len(self.held_out)
+        unknown = {
+            "final_obs": lambda: np.full((episodes, self.obs.shape[1]), np.nan, np.float32),
+            "terminated": lambda: np.zeros(episodes, bool),
+            "success": lambda: np.full(episodes, -1, np.int8),
+        }
+        for name, make in unknown.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, make())
 
     def size_bytes(self) -> int:
         """Bytes in arrays."""
-        return sum(v.nbytes for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), np.ndarray))
+        fields = [getattr(self, f.name) for f in dataclasses.fields(self)]
+        return sum(v.nbytes for v in [*fields, *self.images.values()] if isinstance(v, np.ndarray))
+
+    def hash_content(self) -> str:
+        """Return the SHA-256 of the arrays, with their names, types and shapes."""
+        digest = hashlib.sha256()
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        named.update({IMAGES + key: self.images[key] for key in sorted(self.images)})
+        for name, value in named.items():
+            if isinstance(value, np.ndarray):
+                digest.update(f"{name} {value.dtype} {value.shape}".encode())
+                digest.update(np.ascontiguousarray(value).reshape(-1).data)
+        return digest.hexdigest()
 
 
 class DemoStore:
@@ -127,7 +163,9 @@ class DemoStore:
         # np.take beats fancy indexing on large shared arrays by a factor of up to two.
         steps = starts[:, None] + np.arange(self.prediction_horizon)
         return DemoBatch(
-            obs=np.take(self.arrays.obs, starts, axis=0), actions=np.take(self.arrays.actions, steps, axis=0)
+            obs=np.take(self.arrays.obs, starts, axis=0),
+            actions=np.take(self.arrays.actions, steps, axis=0),
+            images={key: np.take(pictures, starts, axis=0) for key, pictures in self.arrays.images.items()},
         )
 
     def normalizer_stats(self) -> NormalizerStats:
@@ -143,13 +181,13 @@ class DemoStore:
 
 # -- files ------------------------------------------------------------------------------------------------------------
 def recognise(path: Path) -> Any:
-    """Return the reader for a file.
+    """Return the reader for a file or a directory.
 
     Raises:
-        DemoError: the file does not exist or no format recognises it.
+        DemoError: it does not exist or no format recognises it.
     """
-    if not path.is_file():
-        raise DemoError(path, "is not a file." if path.exists() else "does not exist.")
+    if not path.exists():
+        raise DemoError(path, "does not exist.")
     for name in FORMATS:
         reader = resolve(FORMATS, name, "demonstration format")
         if reader.recognises(path):
@@ -157,46 +195,63 @@ def recognise(path: Path) -> Any:
     raise DemoError(path, f"is none of the known formats ({', '.join(FORMATS)}), or it is damaged.")
 
 
-def convert(path: Path, target: Path, expectation: Expectation | None) -> DemoArrays:
+def convert(path: Path, target: Path, expectation: Expectation | None, selection: Selection = EVERYTHING) -> DemoArrays:
     """Convert a demonstration file to one Arrow file, which appears only when it is complete.
 
     Raises:
         DemoError: the file can't be used; nothing is left at ``target``.
     """
-    arrays = read_source(path, expectation)
+    arrays = read_source(path, expectation, selection)
     write_arrow(arrays, target)
     return arrays
 
 
-def read_source(path: Path, expectation: Expectation | None) -> DemoArrays:
-    """Read a demonstration file of any known format.
+def read_source(path: Path, expectation: Expectation | None, selection: Selection = EVERYTHING) -> DemoArrays:
+    """Read demonstrations of any known format.
+
+    Args:
+        path: file or directory.
+        expectation: what the task requires; None reads what is there.
+        selection: which episodes and images.
 
     Raises:
-        DemoError: the file can't be used; names file, episode and field.
+        DemoError: they can't be used; names file, episode and field.
     """
     reader = recognise(path)
     info: FileInfo = reader.inspect(path)
-    episodes = list(reader.read(path, expectation))
-    obs_keys = expectation.obs_keys if expectation else (("obs", episodes[0].obs.shape[1]),)
-    return _arrays(path, info, episodes, obs_keys)
-
-
-def load(path: Path, expectation: Expectation | None = None) -> DemoArrays:
-    """Load demonstrations: our Arrow file by memory map, any other format by reading it."""
-    if not path.is_file():
-        raise DemoError(path, "is not a file." if path.exists() else "does not exist.")
-    with path.open("rb") as file:
-        is_arrow = file.read(6) == b"ARROW1"
-    if not is_arrow:
-        return read_source(path, expectation)
-    arrays = read_arrow(path)
     if expectation:
-        if expectation.env_name not in (None, arrays.info.env_name):
-            raise DemoError(
-                path,
-                f"holds demonstrations of {arrays.info.env_name!r}, the task needs {expectation.env_name!r}.",
-                field="env_name",
-            )
+        info = dataclasses.replace(info, warnings=info.warnings + check_task(path, info, expectation))
+    episodes = list(reader.read(path, expectation, selection))
+    obs_keys = expectation.obs_keys if expectation else (("obs", episodes[0].obs.shape[1]),)
+    return _arrays(path, info, episodes, obs_keys, selection)
+
+
+def load(path: Path, expectation: Expectation | None = None, selection: Selection = EVERYTHING) -> DemoArrays:
+    """Load demonstrations: our Arrow file by memory map, any other format by reading it.
+
+    Args:
+        path: file or directory.
+        expectation: what the task requires; None takes what is there.
+        selection: which episodes and images; not for Arrow files, which hold what was selected in the conversion.
+
+    Raises:
+        DemoError: they can't be used, or an Arrow file's content is not that of its hash.
+    """
+    if not path.is_file() or not _is_arrow(path):
+        return read_source(path, expectation, selection)
+    if selection != EVERYTHING:
+        raise DemoError(path, "is a converted store; filters and images are chosen when it is converted.")
+    arrays = read_arrow(path)
+    if arrays.hash_content() != arrays.info.content_hash:
+        raise DemoError(path, "differs from its hash: it was damaged or changed. Convert again.", field="content")
+    if expectation:
+        recorded = FileInfo(
+            format=arrays.info.format,
+            env_name=arrays.info.env_name,
+            semantics=arrays.info.semantics,
+            source=arrays.info.source,
+        )
+        warnings = check_task(path, recorded, expectation)
         if arrays.actions.shape[1] != expectation.action_dim:
             raise DemoError(
                 path, f"has width {arrays.actions.shape[1]}, the task needs {expectation.action_dim}.", field="actions"
@@ -205,32 +260,49 @@ def load(path: Path, expectation: Expectation | None = None) -> DemoArrays:
             raise DemoError(
                 path, f"holds {arrays.info.obs_keys}, the task needs {expectation.obs_keys}.", field="obs_keys"
             )
+        old = arrays.info.metadata.get("warnings", [])
+        if set(warnings) - set(old):
+            metadata = {**arrays.info.metadata, "warnings": [*old, *(w for w in warnings if w not in old)]}
+            arrays = dataclasses.replace(arrays, info=dataclasses.replace(arrays.info, metadata=metadata))
     return arrays
 
 
+def _is_arrow(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(6) == b"ARROW1"
+
+
 def _arrays(
-    path: Path, info: FileInfo, episodes: Iterable[Episode], obs_keys: tuple[tuple[str, int], ...]
+    path: Path,
+    info: FileInfo,
+    episodes: list[Episode],
+    obs_keys: tuple[tuple[str, int], ...],
+    selection: Selection,
 ) -> DemoArrays:
-    episodes = list(episodes)
-    widths = {e.obs.shape[1] for e in episodes}
-    if len(widths) > 1:
-        raise DemoError(path, f"differs in width between episodes: {sorted(widths)}.", field="obs")
-    obs = np.concatenate([e.obs for e in episodes])
-    actions = np.concatenate([e.actions for e in episodes])
-    rewards = np.concatenate([e.rewards for e in episodes])
-    starts = np.cumsum([0, *(len(e.actions) for e in episodes)])
+    for name, arrays in (("obs", [e.obs for e in episodes]), ("actions", [e.actions for e in episodes])):
+        widths = {a.shape[1] for a in arrays}
+        if len(widths) > 1:
+            raise DemoError(path, f"differs in width between episodes: {sorted(widths)}.", field=name)
+    for key in selection.images:
+        shapes = {e.images[key].shape[1:] for e in episodes}
+        if len(shapes) > 1:
+            raise DemoError(path, f"differs in shape between episodes: {sorted(shapes)}.", field=key)
     held_out = np.array([e.held_out for e in episodes])
     if held_out.all():
         raise DemoError(path, "holds out every episode, none is left to train on.", field="mask/valid")
-    digest = hashlib.sha256()
-    for array in (obs, actions, rewards, starts, held_out):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return DemoArrays(
-        obs=obs,
-        actions=actions,
-        rewards=rewards,
-        episode_starts=starts,
+    unknown = np.full(episodes[0].obs.shape[1], np.nan, np.float32)
+    chosen = {"filter": selection.filter} if selection.filter else {}
+    warnings = {"warnings": list(info.warnings)} if info.warnings else {}
+    arrays = DemoArrays(
+        obs=np.concatenate([e.obs for e in episodes]),
+        actions=np.concatenate([e.actions for e in episodes]),
+        rewards=np.concatenate([e.rewards for e in episodes]),
+        episode_starts=np.cumsum([0, *(len(e.actions) for e in episodes)]),
         held_out=held_out,
+        final_obs=np.stack([unknown if e.final_obs is None else e.final_obs for e in episodes]),
+        terminated=np.array([e.terminated for e in episodes]),
+        success=np.array([-1 if e.success is None else int(e.success) for e in episodes], np.int8),
+        images={key: np.concatenate([e.images[key] for e in episodes]) for key in selection.images},
         info=DemoInfo(
             source_file=path.name,
             format=info.format,
@@ -238,10 +310,11 @@ def _arrays(
             semantics=info.semantics,
             source=info.source,
             obs_keys=obs_keys,
-            content_hash=digest.hexdigest(),
-            metadata={**info.metadata, **({"warnings": list(info.warnings)} if info.warnings else {})},
+            content_hash="",
+            metadata={**info.metadata, **chosen, **warnings, "converted_by": f"inril_ray {__version__}"},
         ),
     )
+    return dataclasses.replace(arrays, info=dataclasses.replace(arrays.info, content_hash=arrays.hash_content()))
 
 
 def write_arrow(arrays: DemoArrays, target: Path) -> None:
@@ -250,11 +323,17 @@ def write_arrow(arrays: DemoArrays, target: Path) -> None:
         "obs": _fixed_size(arrays.obs),
         "actions": _fixed_size(arrays.actions),
         "rewards": pa.array(arrays.rewards),
+        **{IMAGES + key: _fixed_size(pictures) for key, pictures in arrays.images.items()},
     }
+    known = np.isfinite(arrays.final_obs).all(axis=1)
     header = {
         "format_version": FORMAT_VERSION,
         "episode_starts": arrays.episode_starts.tolist(),
         "held_out": arrays.held_out.tolist(),
+        "final_obs": [row.tolist() if k else None for row, k in zip(arrays.final_obs, known, strict=True)],
+        "terminated": arrays.terminated.tolist(),
+        "success": arrays.success.tolist(),
+        "image_shapes": {key: pictures.shape[1:] for key, pictures in arrays.images.items()},
         "info": dataclasses.asdict(arrays.info),
     }
     table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(header, sort_keys=True)})
@@ -268,12 +347,12 @@ def write_arrow(arrays: DemoArrays, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _fixed_size(array: FloatArray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
+def _fixed_size(array: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), int(np.prod(array.shape[1:])))
 
 
 def read_arrow(path: Path) -> DemoArrays:
-    """Memory-map a file that :func:`write_arrow` wrote; the arrays are read-only views of the map.
+    """Memory-map a file that :func:`write_arrow` wrote; the arrays of steps are read-only views of the map.
 
     Raises:
         DemoError: not such a file, another version, or damaged.
@@ -284,28 +363,31 @@ def read_arrow(path: Path) -> DemoArrays:
         header = json.loads((table.schema.metadata or {})[METADATA_KEY])
         version = header["format_version"]
         if version != FORMAT_VERSION:
-            raise DemoError(path, f"has format version {version}, this release reads {FORMAT_VERSION}.")
+            message = f"has format version {version}, this release reads {FORMAT_VERSION}. Convert again."
+            raise DemoError(path, message)
         info = header["info"]
         info["obs_keys"] = tuple((k, w) for k, w in info["obs_keys"])
-        columns = {name: _view(table[name]) for name in ("obs", "actions", "rewards")}
+        obs = matrix(table["obs"])
+        unknown = [np.nan] * obs.shape[1]
         arrays = DemoArrays(
-            **columns,
+            obs=obs,
+            actions=matrix(table["actions"]),
+            rewards=matrix(table["rewards"]),
             episode_starts=np.array(header["episode_starts"], np.int64),
             held_out=np.array(header["held_out"], bool),
+            final_obs=np.array([unknown if row is None else row for row in header["final_obs"]], np.float32),
+            terminated=np.array(header["terminated"], bool),
+            success=np.array(header["success"], np.int8),
+            images={key: matrix(table[IMAGES + key]).reshape(-1, *s) for key, s in header["image_shapes"].items()},
             info=DemoInfo(**info),
         )
-    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except DAMAGE as error:
         raise DemoError(path, f"is not a complete demonstration store ({error!r}).") from None
-    starts = arrays.episode_starts
-    fits = len(starts) == len(arrays.held_out) + 1 and starts[0] == 0 and starts[-1] == len(arrays.obs)
+    starts, episodes = arrays.episode_starts, len(arrays.held_out)
+    fits = len(starts) == episodes + 1 and starts[0] == 0 and starts[-1] == len(arrays.obs)
     if not fits or (np.diff(starts) < 1).any():
         raise DemoError(path, "disagrees with the number of steps.", field="episode_starts")
+    for name, shape in (("final_obs", (episodes, obs.shape[1])), ("terminated", (episodes,)), ("success", (episodes,))):
+        if getattr(arrays, name).shape != shape:
+            raise DemoError(path, "disagrees with the number of episodes.", field=name)
     return arrays
-
-
-def _view(column: pa.ChunkedArray) -> FloatArray:
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if isinstance(array, pa.FixedSizeListArray):
-        width = array.type.list_size
-        return array.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
-    return array.to_numpy(zero_copy_only=True)

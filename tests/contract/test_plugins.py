@@ -22,6 +22,7 @@ from inril_ray.demos.episodes import DemoError
 from inril_ray.envs.base import EnvConfig
 from inril_ray.gradient_separation import SEPARATIONS
 from inril_ray.gradient_separation.base import Gramian, Separation
+from inril_ray.medium import ActorCritic
 from inril_ray.metrics import METRICS
 from inril_ray.policies import POLICIES
 from inril_ray.policies.base import Policy
@@ -127,9 +128,14 @@ def test_demonstrator_acts(name: str) -> None:
     spec = envs.spec(name, EnvConfig())
     cls = resolve(DEMONSTRATORS, name, "demonstrator")
 
+    def predict(actions: np.ndarray) -> np.ndarray:
+        return np.random.default_rng(0).normal(size=(*actions.shape[:2], spec.obs_dim))
+
+    third: dict[str, tuple[Any, ...]] = {"scripted": (), "planner": (predict,), "rl": (ActorCritic(spec),)}
+
     def actions(seed: int) -> np.ndarray:
         rng = np.random.default_rng(0)
-        actor = cls(np.random.default_rng(seed), cls.Config())
+        actor = cls(np.random.default_rng(seed), cls.Config(), *third[cls.source])
         return np.stack([actor.act(rng.normal(size=spec.obs_dim).astype(np.float32)) for _ in range(20)])
 
     first = actions(0)

@@ -1,64 +1,66 @@
-"""Damaged bytes: a clear error or success, never another exception, a dead process or half a file."""
+"""Damaged bytes in every format: a clear error or success, never another exception, a dead process or half a file."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import shutil
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inril_ray.demos.episodes import DemoError
+from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.store import convert
-from tests.unit.test_demos_robomimic import EXPECTATION, OBS_KEYS, recorded, write_file
+from tests.unit import test_demos_d4rl, test_demos_lerobot, test_demos_minari
+from tests.unit.test_demos_robomimic import EXPECTATION, recorded, write_file
 
-CHILD = f"""
-import sys
+CHILD = """
+import json, sys
 from pathlib import Path
 import numpy as np
 from inril_ray.demos.episodes import DemoError, Expectation
-from inril_ray.demos.store import DemoStore, load
+from inril_ray.demos.store import DemoStore, convert, load
 from inril_ray.types import InrilError
 
-expectation = Expectation(env_name="Fake", obs_keys={OBS_KEYS!r}, action_dim=2)
 for line in sys.stdin:
+    path, target, fields = json.loads(line)
+    fields["obs_keys"] = tuple((k, w) for k, w in fields["obs_keys"])
+    expectation = Expectation(**fields)
     try:
-        arrays = load(Path(line.strip()), expectation)
-    except DemoError:
-        print("DemoError", flush=True)
-        continue
-    except BaseException as error:
-        print(f"load: {{error!r}}".replace("\\n", " "), flush=True)
-        continue
-    try:
+        arrays = convert(Path(path), Path(target), expectation) if target else load(Path(path), expectation)
+        assert np.isfinite(arrays.obs).all() and np.isfinite(arrays.actions).all()
         store = DemoStore(arrays, 3)
         store.windows(np.arange(store.num_windows)), store.probe(), store.normalizer_stats()
         print("ok", flush=True)
-    except InrilError:
+    except DemoError:
+        print("DemoError", flush=True)
+    except InrilError:  # no episode is as long as a window
         print("ok", flush=True)
     except BaseException as error:
-        print(f"use: {{error!r}}".replace("\\n", " "), flush=True)
+        print(f"{error!r}".replace("\\n", " "), flush=True)
 """
+PATIENCE_S = 30.0
 SETTINGS = settings(
-    max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
 class Loader:
-    """Loads files in a process of its own, because damaged Arrow metadata has killed the one that reads it."""
+    """Loads files in a process of its own, because damaged files have killed the one that reads them."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def outcome(self, path: Path) -> str:
+    def outcome(self, path: Path, expectation: Expectation = EXPECTATION, target: Path | None = None) -> str:
         if self._process is None:
             # Stderr is dropped: Arrow prints its reason there before it aborts.
             self._process = subprocess.Popen(
@@ -70,8 +72,12 @@ class Loader:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         stdin, stdout = self._pipes()
-        stdin.write(f"{path}\n")
+        stdin.write(json.dumps([str(path), str(target) if target else None, asdict(expectation)]) + "\n")
         stdin.flush()
+        if not select.select([stdout], [], [], PATIENCE_S)[0]:
+            self._process.kill()
+            self.close()
+            return "hung"
         answer = stdout.readline().strip()
         if not answer:
             answer = f"died with {self._process.wait()}"
@@ -101,20 +107,32 @@ def loader() -> Iterator[Loader]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("damaged")
+    """One good data set of each format."""
+    folder = tmp_path_factory.mktemp("damaged")
+    write_file(folder / "robomimic", recorded((5, 4)))
+    test_demos_d4rl.write_file(folder / "d4rl")
+    test_demos_lerobot.write_set(folder / "lerobot")
+    originals = test_demos_minari.unpack(folder / "originals")
+    for layout in test_demos_minari.LAYOUTS:
+        shutil.copytree(originals / layout / "goal", folder / f"minari_{layout}")
+    return folder
+
+
+SOURCES = {
+    "robomimic": EXPECTATION,
+    "d4rl": test_demos_d4rl.EXPECTATION,
+    "lerobot": test_demos_lerobot.EXPECTATION,
+    **{f"minari_{layout}": test_demos_minari.GOAL for layout in test_demos_minari.LAYOUTS},
+}
 
 
 @pytest.fixture(scope="module")
-def hdf5(folder: Path) -> bytes:
-    return write_file(folder / "good.hdf5", recorded((5, 4))).read_bytes()
-
-
-@pytest.fixture(scope="module")
-def arrow(folder: Path, hdf5: bytes) -> bytes:
-    convert(folder / "good.hdf5", folder / "good.arrow", EXPECTATION)
+def arrow(folder: Path) -> bytes:
+    convert(folder / "robomimic", folder / "good.arrow", EXPECTATION)
     return (folder / "good.arrow").read_bytes()
 
 
+Damage = tuple[list[tuple[float, int]], float | None]
 damage = st.tuples(
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
     st.none() | st.floats(0, 1),
@@ -122,7 +140,7 @@ damage = st.tuples(
 """Bytes to overwrite, as (place, value), and where to cut; places are fractions of the file."""
 
 
-def damaged(content: bytes, how: tuple[list[tuple[float, int]], float | None]) -> bytes:
+def damaged(content: bytes, how: Damage) -> bytes:
     changes, cut = how
     result = bytearray(content)
     for place, value in changes:
@@ -130,45 +148,63 @@ def damaged(content: bytes, how: tuple[list[tuple[float, int]], float | None]) -
     return bytes(result if cut is None else result[: int(cut * len(result))])
 
 
+@pytest.mark.parametrize("name", SOURCES)
 @SETTINGS
-@given(how=damage)
-def test_damaged_hdf5(folder: Path, hdf5: bytes, how: tuple[list[tuple[float, int]], float | None]) -> None:
-    path, out = folder / "x.hdf5", folder / "out"
+@given(how=damage, which=st.floats(0, 1, exclude_max=True))
+def test_damaged_source(folder: Path, loader: Loader, name: str, how: Damage, which: float) -> None:
+    """One file of a data set is damaged; nothing but a complete store may appear."""
+    good, path, out = folder / name, folder / "x" / name, folder / "out"
+    shutil.rmtree(path.parent, ignore_errors=True)
+    path.parent.mkdir()
+    (shutil.copytree if good.is_dir() else shutil.copy)(good, path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if good.is_dir() else [path]
+    victim = files[int(which * len(files))]
+    victim.write_bytes(damaged(victim.read_bytes(), how))
     out.mkdir(exist_ok=True)
-    path.write_bytes(damaged(hdf5, how))
     target = out / "x.arrow"
-    try:
-        arrays = convert(path, target, EXPECTATION)
-    except DemoError as error:
-        assert error.path == path
-        assert str(path) in str(error)
-        assert list(out.iterdir()) == []
-    else:
-        assert [p.name for p in out.iterdir()] == ["x.arrow"]
-        assert np.isfinite(arrays.obs).all()
-        assert np.isfinite(arrays.actions).all()
-        target.unlink()
+    outcome = loader.outcome(path, SOURCES[name], target)
+    left = [p.name for p in out.iterdir()]
+    target.unlink(missing_ok=True)
+    assert outcome in ("ok", "DemoError")
+    assert left == (["x.arrow"] if outcome == "ok" else [])
 
 
 @SETTINGS
 @given(how=damage)
-def test_damaged_arrow(
-    folder: Path, arrow: bytes, loader: Loader, how: tuple[list[tuple[float, int]], float | None]
-) -> None:
+def test_damaged_arrow(folder: Path, arrow: bytes, loader: Loader, how: Damage) -> None:
     path = folder / "x.arrow"
     path.unlink(missing_ok=True)
-    path.write_bytes(damaged(arrow, how))
+    content = damaged(arrow, how)
+    path.write_bytes(content)
     outcome = loader.outcome(path)
     assert outcome in ("ok", "DemoError")
     cut = how[1] is not None and int(how[1] * len(arrow)) < len(arrow)
     assert not (cut and outcome == "ok"), "a file that lacks its end was accepted"
 
 
-def test_the_whole_files_are_good(folder: Path, hdf5: bytes, arrow: bytes, loader: Loader) -> None:
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_truncated_file_is_an_error(folder: Path, loader: Loader, name: str) -> None:
+    """Every file but the statistics and words of LeRobot, which are optional but not when they are damaged."""
+    good, path = folder / name, folder / "cut" / name
+    names = sorted(p.relative_to(good) for p in good.rglob("*") if p.is_file()) if good.is_dir() else [Path()]
+    outcomes = {}
+    for file in names:
+        content = (good / file).read_bytes()
+        for share in (0.0, 0.3, 0.7, 0.95):
+            shutil.rmtree(path.parent, ignore_errors=True)
+            path.parent.mkdir()
+            (shutil.copytree if good.is_dir() else shutil.copy)(good, path)
+            (path / file).write_bytes(content[: int(share * len(content))])
+            outcomes[str(file), share] = loader.outcome(path, SOURCES[name])
+    assert {k: v for k, v in outcomes.items() if v != "DemoError"} == {}
+
+
+def test_the_whole_files_are_good(folder: Path, arrow: bytes, loader: Loader) -> None:
     """What the tests above damage is accepted undamaged, so that they show something."""
-    assert loader.outcome(folder / "good.hdf5") == "ok"
+    for name, expectation in SOURCES.items():
+        assert loader.outcome(folder / name, expectation) == "ok", name
     assert loader.outcome(folder / "good.arrow") == "ok"
-    assert json.loads(arrow[arrow.index(b'{"episode_starts') :].split(b"\x00")[0])["format_version"] == 1
+    assert json.loads(arrow[arrow.index(b'{"episode_starts') :].split(b"\x00")[0])["format_version"] == 2
 
 
 def test_damaged_lengths_in_arrow_metadata(folder: Path, loader: Loader) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from inril_ray.demos.episodes import DemoError, Expectation
-from inril_ray.demos.formats.robomimic_hdf5 import RecordedEpisode, RobomimicHdf5, write
+from inril_ray.demos.episodes import DemoError, Expectation, RecordedEpisode
+from inril_ray.demos.formats.robomimic_hdf5 import RobomimicHdf5, write
 from inril_ray.demos.store import convert, load, recognise
 
 OBS_KEYS = (("hand", 3), ("object", 2))
@@ -132,12 +133,51 @@ def test_inspect_tells_semantics_and_source(good: Path) -> None:
     assert info.warnings == ()
 
 
-def test_old_recordings_come_with_a_warning(tmp_path: Path) -> None:
-    info = RobomimicHdf5.inspect(write_file(tmp_path / "old.hdf5", version="1.4.1"))
-    assert info.semantics == "v141"
-    assert "robosuite 1.4.1" in info.warnings[0]
-    arrays = load(tmp_path / "old.hdf5")
-    assert arrays.info.metadata["warnings"] == list(info.warnings)
+@pytest.mark.parametrize(
+    ("env_args", "semantics", "version"),
+    [
+        ({"env_version": "1.4.1"}, "v141", "1.4.1"),
+        ({"env_version": "1.2.0"}, "v141", "1.2.0"),
+        ({"env_version": "1.5.0"}, "v15", "1.5.0"),
+        ({}, "v141", "1.4.1"),
+        ({"env_kwargs": {"controller_configs": {"type": "OSC_POSE"}}}, "v141", "1.4.1"),
+        ({"env_kwargs": {"controller_configs": {"body_parts": {}}}}, "v15", "1.5"),
+        ({"env_version": "1.5.2", "type": 2}, "", None),
+    ],
+)
+def test_the_release_of_robosuite_gives_the_rules(
+    good: Path, env_args: dict[str, Any], semantics: str, version: str | None
+) -> None:
+    with h5py.File(good, "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Fake", "type": 1, **env_args})
+    info = RobomimicHdf5.inspect(good)
+    assert info.semantics == semantics
+    assert info.metadata.get("env_version") == version
+
+
+def test_a_task_with_other_rules_refuses_the_file(tmp_path: Path) -> None:
+    old = write_file(tmp_path / "old.hdf5", version="1.4.1")
+    load(old, dataclasses.replace(EXPECTATION, semantics="v141"))
+    with pytest.raises(DemoError, match=r"robosuite 1\.4\.1 \(v141\).*simulates v15.*env\.semantics=v141") as caught:
+        load(old, dataclasses.replace(EXPECTATION, semantics="v15"))
+    assert caught.value.field == "semantics"
+    for rule in ("ramp", "without rotation", "order of `object`", "age", "direction"):
+        assert rule in str(caught.value)
+    convert(old, tmp_path / "old.arrow", dataclasses.replace(EXPECTATION, semantics="v141"))
+    with pytest.raises(DemoError, match="simulates v15"):
+        load(tmp_path / "old.arrow", dataclasses.replace(EXPECTATION, semantics="v15"))
+
+
+def test_ends_and_successes(good: Path) -> None:
+    with h5py.File(good, "r+") as file:
+        file["data/demo_1/rewards"][:] = 0
+        del file["data/demo_2/rewards"]
+        del file["data/demo_3/next_obs"]
+    episodes = list(RobomimicHdf5.read(good, EXPECTATION))
+    assert [e.success for e in episodes] == [True, False, None, True]
+    assert not any(e.terminated for e in episodes)
+    np.testing.assert_array_equal(episodes[0].final_obs, recorded()[0].next_obs[-1])
+    assert episodes[3].final_obs is None
 
 
 def test_who_acted_is_unknown_unless_the_file_says(good: Path) -> None:
@@ -152,7 +192,7 @@ def test_recognises_by_content_not_by_name(good: Path, tmp_path: Path) -> None:
     with h5py.File(foreign, "w") as file:
         file["observations"] = np.zeros(3)
     assert not RobomimicHdf5.recognises(foreign)
-    with pytest.raises(DemoError, match=r"none of the known formats \(robomimic_hdf5\)"):
+    with pytest.raises(DemoError, match=r"none of the known formats \(robomimic_hdf5, d4rl_hdf5, minari, lerobot\)"):
         recognise(foreign)
 
 
@@ -182,7 +222,26 @@ def nan_at(name: str, step: int, value: float = np.nan) -> Callable[[Any], None]
     return change
 
 
+def group_instead(name: str) -> Callable[[Any], None]:
+    def change(file: Any) -> None:
+        del file[name]
+        file.create_group(name)
+
+    return change
+
+
+def impossible(name: str) -> Callable[[Any], None]:
+    """Petabytes that were never written."""
+
+    def change(file: Any) -> None:
+        del file[name]
+        file.create_dataset(name, (10**12, 3), np.float64, chunks=(1000, 3))
+
+    return change
+
+
 def no_episodes(file: Any) -> None:
+    del file["mask"]
     for name in list(file["data"]):
         del file["data"][name]
 
@@ -201,10 +260,30 @@ MALFORMED: dict[str, tuple[Callable[[Any], None], str | None, str | None, str]] 
     "foreign_env_name": (
         attribute("data", "env_args", '{"env_name": "PickPlaceCan"}'),
         None,
-        ENV_ARGS,
+        "env_name",
         "'PickPlaceCan', the task needs 'Fake'",
     ),
-    "source_not_json": (attribute("data", "inril_source", "{"), None, "data.attrs['inril_source']", "not JSON"),
+    "source_not_json": (attribute("data", "inril_source", "{"), None, "inril_source", "not JSON"),
+    "version_not_a_number": (
+        attribute("data", "env_args", '{"env_name": "Fake", "env_version": "new"}'),
+        None,
+        ENV_ARGS,
+        "'new' is no version",
+    ),
+    "version_of_the_future": (
+        attribute("data", "env_args", '{"env_name": "Fake", "env_version": "1.6.0"}'),
+        None,
+        ENV_ARGS,
+        "1.6.0: the rules.*not known",
+    ),
+    "actions_a_group": (group_instead("data/demo_1/actions"), "demo_1", "actions", "is not a data set"),
+    "ragged_next_obs": (
+        replace("data/demo_1/next_obs/object", np.zeros((6, 2))),
+        "demo_1",
+        "next_obs/object",
+        "6 steps.*has 7",
+    ),
+    "impossible_size": (impossible("data/demo_1/obs/hand"), "demo_1", "obs/hand", "more than the file can hold"),
     "no_episodes": (no_episodes, None, "data", "holds no episodes"),
     "episode_a_dataset": (replace("data/demo_1", 1.0), "demo_1", None, "is not a group"),
     "no_actions": (replace("data/demo_1/actions", None), "demo_1", "actions", "is missing"),
@@ -321,7 +400,7 @@ def test_a_directory_or_nothing(tmp_path: Path) -> None:
             lambda p=path: load(p),
             lambda p=path: RobomimicHdf5.inspect(p),
         ):
-            with pytest.raises(DemoError, match=r"does not exist|is not a file"):
+            with pytest.raises(DemoError, match=r"does not exist|none of the known formats"):
                 use()
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 

@@ -96,5 +96,5 @@ def test_record_refuses_to_hold_out_everything(tmp_path: Path, held_out: int) ->
 
 
 def test_record_needs_a_demonstrator(tmp_path: Path) -> None:
-    with pytest.raises(InrilError, match="Unknown scripted demonstrator.*robomimic/lift"):
-        record("robomimic/square", tmp_path / "x.hdf5", num_demos=3, seed=0)
+    with pytest.raises(InrilError, match="Unknown demonstrator.*robomimic/lift"):
+        record("robomimic/lifd", tmp_path / "x.hdf5", num_demos=3, seed=0)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from inril_ray.demos.episodes import DemoError, Expectation
+from inril_ray.demos.episodes import DemoError, Expectation, Selection
 from inril_ray.demos.store import DemoArrays, DemoStore, convert, load, read_arrow, read_source, write_arrow
 from inril_ray.types import InrilError
 from tests.fakes import fake_demos
@@ -36,11 +36,11 @@ def ragged(lengths: tuple[int, ...], held_out: tuple[bool, ...]) -> DemoArrays:
 
 
 def same(a: DemoArrays, b: DemoArrays) -> None:
-    for name in ("obs", "actions", "rewards", "episode_starts", "held_out"):
+    for name in ("obs", "actions", "rewards", "episode_starts", "held_out", "final_obs", "terminated", "success"):
         got, want = getattr(a, name), getattr(b, name)
         assert got.dtype == want.dtype
         np.testing.assert_array_equal(got, want)
-    assert json.dumps(dataclasses.asdict(a.info)) == json.dumps(dataclasses.asdict(b.info))
+    assert json.loads(json.dumps(dataclasses.asdict(a.info))) == json.loads(json.dumps(dataclasses.asdict(b.info)))
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -90,6 +90,32 @@ def test_hash_is_that_of_the_content(source: Path, tmp_path: Path) -> None:
     assert read_source(fewer, EXPECTATION).info.content_hash != first
 
 
+def test_changed_numbers_are_found_by_their_hash(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "demos.arrow"
+    arrays = convert(source, path, EXPECTATION)
+    needle = arrays.actions[3].tobytes()
+    content = path.read_bytes()
+    assert content.count(needle) == 1
+    path.unlink()
+    path.write_bytes(content.replace(needle, np.zeros(2, np.float32).tobytes()))
+    with pytest.raises(DemoError, match="differs from its hash"):
+        load(path, EXPECTATION)
+
+
+def test_selecting_from_a_converted_store_is_an_error(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "demos.arrow", EXPECTATION)
+    with pytest.raises(DemoError, match="chosen when it is converted"):
+        load(tmp_path / "demos.arrow", EXPECTATION, Selection(filter="train"))
+
+
+def test_what_is_not_given_is_unknown() -> None:
+    arrays = fake_demos(num_episodes=3)
+    assert np.isnan(arrays.final_obs).all()
+    assert arrays.final_obs.shape == (3, 3)
+    assert arrays.success.tolist() == [-1, -1, -1]
+    assert not arrays.terminated.any()
+
+
 def test_the_same_demonstrations_give_the_same_arrow_bytes(source: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         convert(source, tmp_path / f"{name}.arrow", EXPECTATION)
@@ -136,7 +162,7 @@ def rewritten(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format version 2, this release reads 1"),
+        ({"format_version": 1}, "format version 1, this release reads 2. Convert again"),
         ({"episode_starts": [0, 5, 12, 16, 21]}, "disagrees with the number of steps"),
         ({"episode_starts": [0, 5, 12, 22]}, "disagrees with the number of steps"),
         ({"episode_starts": [0, 12, 5, 16, 22]}, "disagrees with the number of steps"),
@@ -144,6 +170,13 @@ def rewritten(path: Path, **changes: object) -> None:
         ({"episode_starts": []}, "disagrees with the number of steps"),
         ({"episode_starts": "none"}, "not a complete demonstration store"),
         ({"held_out": [False]}, "disagrees with the number of steps"),
+        ({"final_obs": [None]}, "disagrees with the number of episodes"),
+        ({"final_obs": [[1.0]] * 4}, "disagrees with the number of episodes"),
+        ({"success": [1, 0]}, "disagrees with the number of episodes"),
+        ({"terminated": [True] * 5}, "disagrees with the number of episodes"),
+        ({"success": [0, 0, 0, 0]}, "differs from its hash"),
+        ({"held_out": [True, False, False, False]}, "differs from its hash"),
+        ({"image_shapes": {"front": [2, 2, 3]}}, "not a complete demonstration store"),
         ({"info": {}}, "not a complete demonstration store"),
         ({"info": None}, "not a complete demonstration store"),
     ],
@@ -263,4 +296,7 @@ def test_normaliser_ranges_cover_every_step() -> None:
 
 def test_sizes_add_up() -> None:
     arrays = fake_demos(num_episodes=2, length=10)
-    assert arrays.size_bytes() == 20 * (3 + 2 + 1) * 4 + 3 * 8 + 2
+    per_episode = 3 * 4 + 1 + 1 + 1  # final observation, terminated, success, held out
+    assert arrays.size_bytes() == 20 * (3 + 2 + 1) * 4 + 3 * 8 + 2 * per_episode
+    pictures = {"front": np.zeros((20, 2, 2, 3), np.uint8)}
+    assert dataclasses.replace(arrays, images=pictures).size_bytes() == arrays.size_bytes() + 20 * 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from inril_ray.demos.demonstrator import Demonstrator
 from inril_ray.demos.scripted.arm import UP, ArmStyle, ArmStyleConfig
 from inril_ray.types import FloatArray
 
@@ -14,7 +15,7 @@ TRAVEL_HEIGHT_M = 1.08
 """Above the walls of the bins, with a can in the hand."""
 
 
-class CanDemonstrator:
+class CanDemonstrator(Demonstrator):
     """Grasp the can from above, carry it over the wall, put it down in its place; start again when it slipped.
 
     Args:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from inril_ray.demos.demonstrator import Demonstrator
 from inril_ray.demos.scripted.arm import UP, ArmStyle, ArmStyleConfig
 from inril_ray.types import FloatArray
 
 APPROACH, DESCEND, GRASP, RAISE = range(4)
 
 
-class LiftDemonstrator:
+class LiftDemonstrator(Demonstrator):
     """Hover over the cube, descend, grasp, raise; start again when the cube slipped.
 
     Args:

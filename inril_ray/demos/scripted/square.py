@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from inril_ray.demos.demonstrator import Demonstrator
 from inril_ray.demos.scripted.arm import UP, ArmStyle, ArmStyleConfig
 from inril_ray.types import FloatArray
 
@@ -20,7 +21,7 @@ DOWN = Rotation.from_euler("x", np.pi)
 """A hand that points down; its fingers open along its y axis."""
 
 
-class SquareDemonstrator:
+class SquareDemonstrator(Demonstrator):
     """Turn over the handle, grasp it, raise, turn the nut to the peg, lower it, let go; start again when it slipped.
 
     Args:

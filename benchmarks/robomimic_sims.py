@@ -1,0 +1,64 @@
+"""Robomimic's backends: env-steps per CPU second on the same scripted episodes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+
+from inril_ray import envs
+from inril_ray.demos import DEMONSTRATORS
+from inril_ray.envs.base import EnvConfig
+from inril_ray.registry import resolve
+
+STEPS, ROUNDS, NUM_ENVS = 120, 5, 25
+SEED = 0
+
+
+def scripted_actions(task: str, num_envs: int) -> np.ndarray:
+    """Return actions [T, B, A] of the first part of scripted episodes: reaching, grasping, carrying."""
+    env = envs.make(task, num_envs=num_envs, seed=SEED, config=EnvConfig(backend="kernel"))
+    obs, _ = env.reset()
+    demonstrator = resolve(DEMONSTRATORS, task, "demonstrator")
+    actors = [demonstrator(np.random.default_rng([SEED, i]), demonstrator.Config()) for i in range(num_envs)]
+    rows = []
+    for _ in range(STEPS):
+        rows.append(np.stack([actor.act(o) for actor, o in zip(actors, obs, strict=True)]))
+        obs = env.step(rows[-1])[0]
+    return np.stack(rows)
+
+
+def smooth_actions(task: str, num_envs: int) -> np.ndarray:
+    """Return random actions [T, B, A] that drift, for a task without a demonstrator."""
+    shape = (STEPS, num_envs, envs.spec(task, EnvConfig()).action_dim)
+    drift = np.random.default_rng(SEED).normal(size=shape).cumsum(axis=0)
+    return 0.5 * np.clip(0.1 * drift, -1.0, 1.0).astype(np.float32)
+
+
+def measure(task: str) -> dict[str, list[float]]:
+    """Return env-steps per CPU second of every backend, a value for each round. Observations count, resets don't."""
+    actions = (scripted_actions if task in DEMONSTRATORS else smooth_actions)(task, NUM_ENVS)
+    sizes = {"fast": NUM_ENVS, "kernel": NUM_ENVS, "stock": 1}
+    made = {
+        backend: envs.make(task, num_envs=size, seed=SEED, config=EnvConfig(backend=backend))  # type: ignore[arg-type]
+        for backend, size in sizes.items()
+    }
+    rates: dict[str, list[float]] = {backend: [] for backend in made}
+    for turn in range(ROUNDS + 1):
+        for backend, env in made.items():
+            env.reset(seed=SEED)
+            start = time.process_time()
+            for row in actions:
+                env.step(row[: env.num_envs])
+            spent = time.process_time() - start
+            if turn:  # the first round compiles and warms caches
+                rates[backend].append(STEPS * env.num_envs / spent)
+    for env in made.values():
+        env.close()
+    return rates
+
+
+def against_stock(rates: dict[str, list[float]], backend: str) -> float:
+    """Return the median over rounds of a backend's rate to stock's."""
+    return statistics.median(a / b for a, b in zip(rates[backend], rates["stock"], strict=True))

@@ -1,0 +1,70 @@
+"""Reading and writing HDF5 without trusting it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from inril_ray.demos.episodes import DemoError
+
+MAX_INFLATION = 1100
+"""No filter of HDF5 makes more bytes out of one: deflate, the strongest, reaches 1032."""
+
+
+def open_hdf5(path: Path) -> Any:
+    """Open a file for reading.
+
+    Raises:
+        DemoError: it does not exist or is not complete.
+    """
+    if not path.is_file():
+        raise DemoError(path, "does not exist.")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DemoError(path, f"is not a complete HDF5 file ({error}).") from None
+
+
+def content(path: Path, node: Any, *, episode: str | None, field: str) -> np.ndarray:
+    """Return the values of a data set.
+
+    Raises:
+        DemoError: it is a group, or its stated size can't be in this file (damaged sizes would fill the memory).
+    """
+    if not isinstance(node, h5py.Dataset):
+        raise DemoError(path, "is not a data set.", episode=episode, field=field)
+    size = int(np.prod(node.shape, dtype=object)) * node.dtype.itemsize
+    if size > MAX_INFLATION * path.stat().st_size:
+        raise DemoError(path, f"states {size} bytes, more than the file can hold.", episode=episode, field=field)
+    return np.asarray(node[()])
+
+
+def text(value: Any) -> str | None:
+    """Return a string that HDF5 may hold as bytes; None for anything else."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else None
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Any]:
+    """Give a new file to write into, which appears under its name only when it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with h5py.File(partial, "w", track_order=False) as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def put(group: Any, name: str, array: Any) -> None:
+    """Write a compressed data set. Timestamps are left out, so the same arrays give the same bytes."""
+    group.create_dataset(name, data=array, compression="gzip", compression_opts=9, shuffle=True)

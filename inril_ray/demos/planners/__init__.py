@@ -1,0 +1,1 @@
+"""Demonstrators that plan in a copy of the simulator."""

@@ -1,0 +1,162 @@
+"""Which rules a recording follows: whether a task follows the same, and whether the recorded numbers do.
+
+Releases of a simulator differ silently: the same shapes, other numbers. So every data set states its rules, a task
+compares them with its own, and where observations contain one thing twice they are recomputed. The rules of robosuite
+were measured by stepping 1.4.1 and 1.5.2 side by side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from inril_ray.demos.episodes import DemoError, Expectation, FileInfo
+from inril_ray.types import FloatArray
+
+ROBOSUITE_RULES = (
+    "the gripper's ramp (0.01 in each physics step, or 0.2 at once), the goal of an action without rotation (the old "
+    "one, or the present orientation), the order of `object` in Can, Square and Transport, the age of the object's "
+    "pose in the hand in Can and Square, the direction of the offset between hand and cube in Lift"
+)
+LOCOMOTION_RULES = "the friction of Walker2d's right foot, the healthy reward of the last step in Hopper and Walker2d"
+RELEASES = {
+    "v141": ("robosuite 1.4.1", ROBOSUITE_RULES),
+    "v15": ("robosuite 1.5", ROBOSUITE_RULES),
+    "v2": ("gym's v2 environments", LOCOMOTION_RULES),
+    "v4": ("gymnasium's v4 environments", LOCOMOTION_RULES),
+    "v5": ("gymnasium's v5 environments", LOCOMOTION_RULES),
+}
+"""Semantics to the release that has them and what differs between it and its neighbours."""
+NEARLY_EQUAL = {("v2", "v4"): "recorded with MuJoCo 2.1 (v2): the same task as v4, but returns can differ slightly."}
+"""(recorded, simulated) to the warning that comes with them."""
+
+ORDER = "the order of `object`"
+AGE = "the age of the object's pose in the relative pose"
+DIRECTION = "the direction of the offset between hand and cube"
+TOLERANCE_M = 1e-3
+"""Recordings agree with their own rules to 1e-7, and disagree with others by centimetres."""
+
+
+def check_task(path: Path, info: FileInfo, expectation: Expectation) -> tuple[str, ...]:
+    """Compare what a file says about its environment with what a task simulates.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        DemoError: another environment, or other rules.
+    """
+    warnings = []
+    if expectation.env_name is not None:
+        if not info.env_name:
+            warnings.append(f"the file does not say which environment it is of; {expectation.env_name} was assumed.")
+        elif _base_name(info.env_name) != _base_name(expectation.env_name):
+            raise DemoError(
+                path,
+                f"was recorded in environment {info.env_name!r}, the task needs {expectation.env_name!r}.",
+                field="env_name",
+            )
+    recorded, simulated = info.semantics, expectation.semantics
+    if recorded and simulated and recorded != simulated:
+        if (recorded, simulated) not in NEARLY_EQUAL:
+            release, rules = RELEASES.get(recorded, (recorded, "rules that are not known here"))
+            raise DemoError(
+                path,
+                f"was recorded with the rules of {release} ({recorded}), the task simulates {simulated}. These differ "
+                f"silently in: {rules}. Pass --set env.semantics={recorded} where the task has it, or record again.",
+                field="semantics",
+            )
+        warnings.append(NEARLY_EQUAL[recorded, simulated])
+    elif simulated and not recorded:
+        warnings.append(f"the file does not say which rules it follows; {simulated} was assumed.")
+    return tuple(warnings)
+
+
+def _base_name(env_name: str) -> str:
+    """Return the name without the kind of reward, which is no part of what is imitated."""
+    return re.sub(r"(Sparse|Dense)$", "", env_name)
+
+
+def check_arrays(path: Path, episode: str, env_name: str, semantics: str, obs: Mapping[str, FloatArray]) -> None:
+    """Recompute what robosuite's observations contain twice, under the rules of either release.
+
+    Args:
+        path: file, for the message.
+        episode: name, for the message.
+        env_name: robosuite's name of the environment; others than the benchmark's are not checked.
+        semantics: the rules that the file says it follows.
+        obs: key to [L, width]; ``object`` and the pose of the first hand are needed.
+
+    Raises:
+        DemoError: the numbers follow other rules than the file says; names the rule that differs.
+    """
+    keys = ("object", "robot0_eef_pos", "robot0_eef_quat")
+    if env_name not in HYPOTHESES or not all(key in obs for key in keys):
+        return
+    width, hypotheses = HYPOTHESES[env_name]
+    parts = [np.asarray(obs[key], np.float64) for key in keys]
+    if parts[0].shape[1] != width or len(parts[0]) < 2:
+        return
+    # The first step is left out: no earlier pose exists then, and robosuite 1.5 shows zeros.
+    errors = [(rules, float(np.abs(error[1:]).max())) for rules, error in hypotheses(*parts)]
+    own = next(error for rules, error in errors if set(rules.values()) == {semantics})
+    if own <= TOLERANCE_M:
+        return
+    rules, best = min(errors, key=lambda x: x[1])
+    if best > TOLERANCE_M:
+        raise DemoError(
+            path,
+            f"follows the rules of no known release: the relative pose is off by {best:.3g} m at best.",
+            episode=episode,
+            field="obs/object",
+        )
+    different = " and ".join(rule for rule, release in rules.items() if release != semantics)
+    raise DemoError(
+        path,
+        f"says {semantics}, but its numbers have another release's rule for {different} (off by {own:.3g} m under "
+        f"{semantics}, by {best:.1g} m otherwise).",
+        episode=episode,
+        field="obs/object",
+    )
+
+
+Hypotheses = Iterator[tuple[dict[str, str], npt.NDArray[np.float64]]]
+"""Pairs of (rule to the release that has it so, difference [L, 3] in metres)."""
+
+
+def _lift(obj: FloatArray, hand: FloatArray, _quat: FloatArray) -> Hypotheses:
+    yield {DIRECTION: "v15"}, obj[:, 7:10] - (obj[:, :3] - hand)
+    yield {DIRECTION: "v141"}, obj[:, 7:10] - (hand - obj[:, :3])
+
+
+def _one_object(obj: FloatArray, hand: FloatArray, quat: FloatArray) -> Hypotheses:
+    for order, pos, seen in (("v141", obj[:, :3], obj[:, 7:10]), ("v15", obj[:, 7:10], obj[:, :3])):
+        before = np.concatenate([pos[:1], pos[:-1]])
+        for age, used in (("v141", pos), ("v15", before)):
+            yield {ORDER: order, AGE: age}, seen - _from_hand(quat, used - hand)
+
+
+def _transport(obj: FloatArray, hand: FloatArray, _quat: FloatArray) -> Hypotheses:
+    offset = obj[:, :3] - hand
+    yield {ORDER: "v141"}, obj[:, 27:30] - offset
+    yield {ORDER: "v15"}, obj[:, 29:32] - offset
+
+
+def _from_hand(quat: FloatArray, vectors: FloatArray) -> FloatArray:
+    """Rotate vectors [L, 3] by the inverses of quaternions [L, 4] (x, y, z, w)."""
+    axis, w = -quat[:, :3], quat[:, 3:]
+    twice = 2.0 * np.cross(axis, vectors)
+    return vectors + w * twice + np.cross(axis, twice)
+
+
+HYPOTHESES = {
+    "Lift": (10, _lift),
+    "PickPlaceCan": (14, _one_object),
+    "NutAssemblySquare": (14, _one_object),
+    "TwoArmTransport": (41, _transport),
+}
+"""Environment to the width of ``object`` and the differences under every combination of rules."""

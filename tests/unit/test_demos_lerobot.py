@@ -1,0 +1,265 @@
+"""LeRobot v3: directories in the published layout, as its own writer lays them out, and malformed ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from inril_ray.demos.episodes import DemoError, Expectation, Selection
+from inril_ray.demos.formats.lerobot import LeRobot
+from inril_ray.demos.store import convert, load, recognise
+
+LENGTHS = (5, 3, 4, 6)
+FILES = (0, 0, 1, 1)
+"""Data file of each episode."""
+EXPECTATION = Expectation(env_name="Reach", obs_keys=(("state", 3), ("environment_state", 1)), action_dim=2)
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+
+
+def vectors(array: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.astype(np.float32).ravel()), array.shape[1])
+
+
+def feature(dtype: str, *shape: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "names": None}
+
+
+def write_set(path: Path) -> Path:
+    """Step t of episode e observes 100 e + t. Vectors of one number are numbers, as LeRobot writes them."""
+    meta, total = path / "meta", sum(LENGTHS)
+    (meta / "episodes" / "chunk-000").mkdir(parents=True)
+    (path / "data" / "chunk-000").mkdir(parents=True)
+    starts = np.cumsum([0, *LENGTHS])
+    at = np.concatenate([100.0 * e + np.arange(n) for e, n in enumerate(LENGTHS)])
+    step = np.concatenate([np.arange(n) for n in LENGTHS])
+    episode = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
+    actions = np.random.default_rng(0).uniform(-1, 1, (total, 2)).astype(np.float32)
+    last = np.isin(np.arange(total), starts[1:] - 1)
+    table = pa.table(
+        {
+            "observation.state": vectors(at[:, None] + [0.0, 0.25, 0.5]),
+            "observation.environment_state": pa.array(-at.astype(np.float32)),
+            "action": vectors(actions),
+            "next.reward": pa.array((last & (episode == 1)).astype(np.float32)),
+            "next.success": pa.array(last & (episode == 1)),
+            "next.done": pa.array(last),
+            "timestamp": pa.array((step / 10).astype(np.float32)),
+            "frame_index": pa.array(step),
+            "episode_index": pa.array(episode),
+            "index": pa.array(np.arange(total)),
+            "task_index": pa.array(np.zeros(total, np.int64)),
+        }
+    )
+    for file in set(FILES):
+        rows = np.isin(episode, [e for e, f in enumerate(FILES) if f == file])
+        with pq.ParquetWriter(path / DATA_PATH.format(chunk_index=0, file_index=file), table.schema) as writer:
+            own = table.filter(pa.array(rows))
+            for e in np.unique(episode[rows]):  # one row group an episode, as LeRobot writes them
+                writer.write_table(own.filter(pa.array(episode[rows] == e)))
+    episodes = {
+        "episode_index": list(range(len(LENGTHS))),
+        "tasks": [["reach the goal"]] * len(LENGTHS),
+        "length": list(LENGTHS),
+        "data/chunk_index": [0] * len(LENGTHS),
+        "data/file_index": list(FILES),
+        "dataset_from_index": starts[:-1].tolist(),
+        "dataset_to_index": starts[1:].tolist(),
+        "stats/action/count": [[n] for n in LENGTHS],
+    }
+    pq.write_table(pa.table(episodes), meta / "episodes" / "chunk-000" / "file-000.parquet")
+    pq.write_table(pa.table({"task_index": [0], "task": ["reach the goal"]}), meta / "tasks.parquet")
+    stats = {"min": actions.min(axis=0).tolist(), "max": actions.max(axis=0).tolist(), "count": [total]}
+    (meta / "stats.json").write_text(json.dumps({"action": stats}))
+    info = {
+        "codebase_version": "v3.0",
+        "robot_type": "panda",
+        "total_episodes": len(LENGTHS),
+        "total_frames": total,
+        "total_tasks": 1,
+        "chunks_size": 1000,
+        "fps": 10,
+        "splits": {"train": "0:3"},
+        "data_path": DATA_PATH,
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": {
+            "observation.state": feature("float32", 3),
+            "observation.environment_state": feature("float32", 1),
+            "observation.images.front": feature("video", 48, 64, 3),
+            "action": feature("float32", 2),
+            "next.reward": feature("float32", 1),
+            "next.success": feature("bool", 1),
+            "next.done": feature("bool", 1),
+            **{k: feature("int64", 1) for k in ("frame_index", "episode_index", "index", "task_index")},
+        },
+    }
+    (meta / "info.json").write_text(json.dumps(info))
+    return path
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return write_set(tmp_path / "set")
+
+
+def test_it_is_read(good: Path) -> None:
+    assert recognise(good) is LeRobot
+    arrays = load(good, EXPECTATION)
+    at = np.concatenate([100.0 * e + np.arange(n) for e, n in enumerate(LENGTHS)])
+    np.testing.assert_array_equal(arrays.obs, np.stack([at, at + 0.25, at + 0.5, -at], axis=1))
+    assert np.diff(arrays.episode_starts).tolist() == list(LENGTHS)
+    assert arrays.success.tolist() == [0, 1, 0, 0]
+    assert arrays.rewards.sum() == 1.0
+    assert arrays.held_out.tolist() == [False, False, False, True]
+    assert not arrays.terminated.any()
+    assert np.isnan(arrays.final_obs).all()
+    metadata = arrays.info.metadata
+    assert metadata["tasks"] == ["reach the goal"]
+    assert metadata["robot_type"] == "panda"
+    assert metadata["cameras"] == ["observation.images.front (video)"]
+    assert "cameras are not decoded" in metadata["warnings"][0]
+    assert "Reach was assumed" in metadata["warnings"][1]
+
+
+def test_without_an_expectation_vectors_come_in_alphabetical_order(good: Path) -> None:
+    at = np.concatenate([100.0 * e + np.arange(n) for e, n in enumerate(LENGTHS)])
+    np.testing.assert_array_equal(load(good).obs, np.stack([-at, at, at + 0.25, at + 0.5], axis=1))
+
+
+def test_a_task_with_one_key_takes_the_state(good: Path) -> None:
+    one = dataclasses.replace(EXPECTATION, obs_keys=(("observation", 3),))
+    assert load(good, one).obs.shape == (sum(LENGTHS), 3)
+    with pytest.raises(DemoError, match="has width 3, the task needs 4"):
+        load(good, dataclasses.replace(EXPECTATION, obs_keys=(("observation", 4),)))
+    two = dataclasses.replace(EXPECTATION, obs_keys=(("state", 3), ("object", 1)))
+    with pytest.raises(DemoError, match=r"is missing; found: observation\.state, observation\.environment_state") as e:
+        load(good, two)
+    assert e.value.field == "observation.object"
+
+
+def test_filters_and_images_are_refused(good: Path) -> None:
+    with pytest.raises(DemoError, match="are videos, which are not decoded; observation.images.front can't"):
+        load(good, EXPECTATION, Selection(images=("observation.images.front",)))
+    with pytest.raises(DemoError, match="has no filters"):
+        load(good, EXPECTATION, Selection(filter="train"))
+    camera = dataclasses.replace(EXPECTATION, obs_keys=(("images.front", 3),))
+    with pytest.raises(DemoError, match=r"is a camera \(video\), which is not decoded"):
+        load(good, camera)
+
+
+def test_what_is_optional_may_be_missing(good: Path) -> None:
+    for name in ("stats.json", "tasks.parquet"):
+        (good / "meta" / name).unlink()
+    info(features={k: v for k, v in read_info(good)["features"].items() if not k.startswith("next.")}, splits=None)(
+        good
+    )
+    arrays = load(good, EXPECTATION)
+    assert arrays.success.tolist() == [-1] * 4
+    assert not arrays.rewards.any()
+    assert not arrays.held_out.any()
+
+
+# -- malformed data sets ----------------------------------------------------------------------------------------------
+def read_info(path: Path) -> dict[str, Any]:
+    return json.loads((path / "meta" / "info.json").read_text())
+
+
+def info(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        told = {**read_info(path), **changes}
+        (path / "meta" / "info.json").write_text(json.dumps({k: v for k, v in told.items() if v is not None}))
+
+    return change
+
+
+def table(name: str, **columns: Callable[[list[Any]], Any] | None) -> Callable[[Path], None]:
+    """Change columns of a Parquet file; ``__`` stands for a dot or a slash in their names."""
+
+    def change(path: Path) -> None:
+        content = pq.read_table(path / name)
+        for column, make in columns.items():
+            real = next(n for n in content.column_names if n.replace(".", "__").replace("/", "__") == column)
+            index = content.column_names.index(real)
+            if make is None:
+                content = content.remove_column(index)
+            else:
+                content = content.set_column(index, real, pa.array(make(content[real].to_pylist())))
+        pq.write_table(content, path / name)
+
+    return change
+
+
+def changed(index: int, value: Any) -> Callable[[list[Any]], list[Any]]:
+    return lambda values: [*values[:index], value, *values[index + 1 :]]
+
+
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+DATA = "data/chunk-000/file-000.parquet"
+MALFORMED: dict[str, tuple[Callable[[Path], Any], str | None, str]] = {
+    # name: (change, field, part of the message)
+    "no_info": (lambda p: (p / "meta" / "info.json").unlink(), None, "none of the known formats"),
+    "info_not_json": (lambda p: (p / "meta" / "info.json").write_text("{"), None, "none of the known formats"),
+    "version_2": (info(codebase_version="v2.1"), "codebase_version", "'v2.1'; v3 is read"),
+    "no_total": (info(total_episodes=None), "total_episodes", "is None; a positive number"),
+    "other_total": (info(total_episodes=5), "total_episodes", "says 5, meta/episodes lists 4"),
+    "other_frames": (info(total_frames=17), "total_frames", "says 17, meta/episodes counts 18"),
+    "foreign_data_path": (info(data_path="../{chunk_index}.parquet"), "data_path", "is '../"),
+    "features_a_list": (info(features=["action"]), "features", "not a list of features"),
+    "no_action_feature": (info(features={}), "action", "is missing"),
+    "odd_split": (info(splits={"train": "most"}), "splits.train", "'most', not 'first:end'"),
+    "nothing_to_train_on": (info(splits={"train": "0:0"}), None, "none is left to train on"),
+    "no_episodes_file": (lambda p: (p / EPISODES).unlink(), "total_episodes", "lists 0"),
+    "episodes_not_parquet": (lambda p: (p / EPISODES).write_bytes(b"PAR1"), None, "damaged or truncated"),
+    "episodes_lack_lengths": (table(EPISODES, length=None), None, "damaged or truncated"),
+    "length_null": (table(EPISODES, length=changed(1, None)), None, "damaged or truncated"),
+    "length_wrong": (table(EPISODES, length=changed(1, 4)), "dataset_from_index", "length 4"),
+    "length_negative": (table(EPISODES, length=changed(0, -5)), "dataset_from_index", "length -5"),
+    "data_file_gone": (lambda p: (p / DATA).unlink(), DATA, "meta/episodes names it"),
+    "data_file_other": (table(EPISODES, data__file_index=changed(3, 7)), None, "file-007.*names it"),
+    "data_not_parquet": (lambda p: (p / DATA).write_bytes(b"PAR1PAR1"), None, "damaged or truncated"),
+    "no_column": (table(DATA, action=None), DATA, "lacks the columns action"),
+    "steps_of_another": (table(DATA, episode_index=changed(4, 1)), "length", "says 5, the data file has 4 steps"),
+    "frames_not_counted": (table(DATA, frame_index=changed(2, 7)), "frame_index", "does not count from 0"),
+    "null_action": (table(DATA, action=changed(0, None)), None, "1 values are missing"),
+    "null_in_action": (table(DATA, action=changed(0, [0.0, None])), None, "1 values are missing"),
+    "ragged_action": (table(DATA, action=changed(0, [0.0])), None, "rows differ in length: 1 to 2"),
+    "text_state": (table(DATA, observation__state=lambda v: ["x"] * len(v)), "observation.state", "not numbers"),
+    "infinite_state": (
+        table(DATA, observation__state=changed(3, [0.0, np.inf, 0.0])),
+        "observation.state",
+        "not finite at step 3",
+    ),
+    "odd_success": (table(DATA, next__success=lambda v: [2] * len(v)), "next.success", "other values than 0 and 1"),
+    "stats_not_json": (lambda p: (p / "meta" / "stats.json").write_text("{"), None, "damaged"),
+    "stats_of_another": (
+        lambda p: (p / "meta" / "stats.json").write_text('{"action": {"max": [5.0, 5.0]}}'),
+        "stats action max",
+        r"says \[5\.0, 5\.0\], the data have",
+    ),
+    "stats_of_another_width": (
+        lambda p: (p / "meta" / "stats.json").write_text('{"action": {"min": [-1.0]}}'),
+        "stats action min",
+        "the data have",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_set_is_one_error_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    change, field, message = MALFORMED[name]
+    path, out = write_set(tmp_path / "set"), tmp_path / "out"
+    change(path)
+    out.mkdir()
+    with pytest.raises(DemoError, match=message) as caught:
+        convert(path, out / "demos.arrow", EXPECTATION)
+    assert str(path) in str(caught.value)
+    if field:
+        assert caught.value.field == field
+    assert list(out.iterdir()) == []

@@ -1,0 +1,171 @@
+"""Rules of the simulator: those that a file states, and those that its numbers follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inril_ray import envs
+from inril_ray.demos.episodes import DemoError, Expectation, FileInfo
+from inril_ray.demos.semantics import AGE, DIRECTION, ORDER, check_arrays, check_task
+from inril_ray.envs.base import EnvConfig
+from inril_ray.types import FloatArray
+
+PATH = Path("demos.hdf5")
+OLD = np.load(Path(__file__).parents[1] / "golden" / "robosuite_141.npz")
+"""What robosuite 1.4.1 observed."""
+ENV_NAMES = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare", "transport": "TwoArmTransport"}
+
+
+def old_obs(task: str) -> dict[str, FloatArray]:
+    obs, hands = OLD[f"{task}_obs"], 18 if task == "transport" else 9
+    return {"robot0_eef_pos": obs[:, 0:3], "robot0_eef_quat": obs[:, 3:7], "object": obs[:, hands:].copy()}
+
+
+def carried(release: str, task: str = "can", steps: int = 20) -> dict[str, FloatArray]:
+    """A hand that turns, and an object that it moves by 2 cm a step, observed under the rules of a release."""
+    rng = np.random.default_rng(4)
+    quat = rng.normal(size=(steps, 4))
+    quat /= np.linalg.norm(quat, axis=1, keepdims=True)
+    hand, pos = rng.normal(size=(steps, 3)), 0.02 * np.arange(steps)[:, None] + np.zeros(3)
+    if task == "lift":
+        offset = pos - hand if release == "v15" else hand - pos
+        return {
+            "robot0_eef_pos": hand,
+            "robot0_eef_quat": quat,
+            "object": np.concatenate([pos, quat, offset], axis=1),
+        }
+    seen = np.concatenate([pos[:1], pos[:-1]]) if release == "v15" else pos
+    x, y, z, w = quat.T
+    rotation = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    relative = np.einsum("jin,nj->ni", rotation, seen - hand)
+    absolute, relative = np.concatenate([pos, quat], axis=1), np.concatenate([relative, quat], axis=1)
+    if release == "v15":
+        relative[0] = 0.0
+    parts = [relative, absolute] if release == "v15" else [absolute, relative]
+    return {"robot0_eef_pos": hand, "robot0_eef_quat": quat, "object": np.concatenate(parts, axis=1)}
+
+
+@pytest.mark.parametrize("task", ENV_NAMES)
+def test_recordings_of_robosuite_141_follow_its_rules(task: str) -> None:
+    check_arrays(PATH, "demo_0", ENV_NAMES[task], "v141", old_obs(task))
+    with pytest.raises(DemoError, match="says v15, but its numbers have another release's rule") as caught:
+        check_arrays(PATH, "demo_0", ENV_NAMES[task], "v15", old_obs(task))
+    assert (caught.value.episode, caught.value.field) == ("demo_0", "obs/object")
+    assert (DIRECTION if task == "lift" else ORDER) in str(caught.value)
+
+
+@pytest.mark.parametrize("release", ["v15", "v141"])
+@pytest.mark.parametrize("task", ["lift", "can"])
+def test_made_up_recordings_follow_their_own_rules_only(task: str, release: str) -> None:
+    obs, other = carried(release, task), {"v15": "v141", "v141": "v15"}[release]
+    check_arrays(PATH, "demo_0", ENV_NAMES[task], release, obs)
+    with pytest.raises(DemoError) as caught:
+        check_arrays(PATH, "demo_0", ENV_NAMES[task], other, obs)
+    names = {rule for rule in (ORDER, AGE, DIRECTION) if rule in str(caught.value)}
+    assert names == ({DIRECTION} if task == "lift" else {ORDER, AGE})
+
+
+def test_the_rule_that_differs_is_named_alone() -> None:
+    obs = carried("v141")
+    swapped = {**obs, "object": np.roll(obs["object"], 7, axis=1)}  # the order of 1.5, the age of 1.4.1
+    with pytest.raises(DemoError) as caught:
+        check_arrays(PATH, "demo_0", "PickPlaceCan", "v15", swapped)
+    assert AGE in str(caught.value)
+    assert ORDER not in str(caught.value)
+    with pytest.raises(DemoError) as caught:
+        check_arrays(PATH, "demo_0", "PickPlaceCan", "v141", swapped)
+    assert ORDER in str(caught.value)
+    assert AGE not in str(caught.value)
+
+
+def test_an_object_that_rests_tells_nothing_of_age() -> None:
+    obs = carried("v141")
+    still = {key: np.repeat(value[:1], 10, axis=0) for key, value in obs.items()}
+    check_arrays(PATH, "demo_0", "PickPlaceCan", "v141", still)
+    still["object"] = np.roll(still["object"], 7, axis=1)
+    check_arrays(PATH, "demo_0", "PickPlaceCan", "v15", still)
+
+
+def test_numbers_of_no_release_are_an_error() -> None:
+    obs = carried("v15")
+    obs["robot0_eef_pos"] = obs["robot0_eef_pos"] + 0.1
+    with pytest.raises(DemoError, match="follows the rules of no known release"):
+        check_arrays(PATH, "demo_0", "PickPlaceCan", "v15", obs)
+
+
+def test_what_can_not_be_recomputed_is_not_checked() -> None:
+    obs = carried("v141")
+    check_arrays(PATH, "demo_0", "Coffee_D0", "v15", obs)
+    check_arrays(PATH, "demo_0", "PickPlaceCan", "v15", {"object": obs["object"]})
+    check_arrays(PATH, "demo_0", "PickPlaceCan", "v15", {k: v[:1] for k, v in obs.items()})
+
+
+@pytest.mark.sim
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("release", ["v15", "v141"])
+@pytest.mark.parametrize("task", ENV_NAMES)
+def test_the_simulator_follows_the_rules_that_it_names(task: str, release: str) -> None:
+    env = envs.make(f"robomimic/{task}", num_envs=1, seed=0, config=EnvConfig(semantics=release))
+    everyone, rng, spec = np.ones(1, bool), np.random.default_rng(0), env.task_spec
+    rows = [env.reset_envs(everyone)[0].copy()]
+    for _ in range(30):
+        actions = rng.uniform(-1, 1, (1, spec.action_dim)).astype(np.float32)
+        rows.append(env.advance_guarded(actions, everyone)[0].obs[0].copy())
+    starts = np.cumsum([0, *(width for _, width in spec.obs_keys)])
+    obs = {key: np.stack(rows)[:, s : s + width] for (key, width), s in zip(spec.obs_keys, starts, strict=False)}
+    check_arrays(PATH, "demo_0", str(spec.recorded_as), release, obs)
+    with pytest.raises(DemoError, match="another release's rule"):
+        check_arrays(PATH, "demo_0", str(spec.recorded_as), {"v15": "v141", "v141": "v15"}[release], obs)
+
+
+# -- what a file states -----------------------------------------------------------------------------------------------
+def info(env_name: str, semantics: str) -> FileInfo:
+    return FileInfo(format="any", env_name=env_name, semantics=semantics, source="unknown")
+
+
+def task(env_name: str | None, semantics: str = "") -> Expectation:
+    return Expectation(env_name=env_name, obs_keys=(("observation", 3),), action_dim=2, semantics=semantics)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        (("Lift", "v15"), ("Lift", "v15")),
+        (("AdroitHandHammerSparse", "v1"), ("AdroitHandHammer", "")),
+        (("FetchPushDense", "v4"), ("FetchPush", "")),
+        (("Anything", "v3"), (None, "")),
+    ],
+)
+def test_what_fits_comes_without_warnings(recorded: tuple[str, str], expected: tuple[str | None, str]) -> None:
+    assert check_task(PATH, info(*recorded), task(*expected)) == ()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected", "message"),
+    [
+        (("Lift", "v15"), ("PickPlaceCan", "v15"), "in environment 'Lift', the task needs 'PickPlaceCan'"),
+        (("Lift", "v15"), ("Lift", "v141"), r"robosuite 1\.5 \(v15\), the task simulates v141"),
+        (("Hopper", "v5"), ("Hopper", "v4"), "friction of Walker2d"),
+        (("Hopper", "v2"), ("Hopper", "v5"), r"gym's v2 environments \(v2\), the task simulates v5"),
+        (("Hopper", "v0"), ("Hopper", "v4"), r"rules of v0 \(v0\)"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(recorded: tuple[str, str], expected: tuple[str, str], message: str) -> None:
+    with pytest.raises(DemoError, match=message):
+        check_task(PATH, info(*recorded), task(*expected))
+
+
+def test_what_is_nearly_equal_or_not_stated_is_a_warning() -> None:
+    assert "returns can differ slightly" in check_task(PATH, info("Hopper", "v2"), task("Hopper", "v4"))[0]
+    unknown = check_task(PATH, info("", ""), task("Hopper", "v4"))
+    assert "Hopper was assumed" in unknown[0]
+    assert "v4 was assumed" in unknown[1]
