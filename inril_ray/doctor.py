@@ -21,6 +21,7 @@ CHECKED = {
     "mujoco": ("3.8.1", "simulators; robosuite breaks from 3.10 on"),
     "robosuite": ("1.5.2", "Robomimic tasks"),
     "robomimic": ("0.3.0", "its own data set readers"),
+    "gymnasium-robotics": ("1.4.2", "Fetch and Adroit tasks"),
     "gymnasium": ("1.2.2", "environment interface"),
     "pyarrow": ("20 or newer", "demonstration store"),
     "mlflow": ("3.17 or newer", "experiment tracking"),
@@ -43,9 +44,13 @@ def examine() -> list[str]:
             found = version(name)
         except PackageNotFoundError:
             found = "missing"
-        lines.append(f"  {name:12s} {found:16s} wanted {wanted:16s} {purpose}")
+        lines.append(f"  {name:18s} {found:16s} wanted {wanted:16s} {purpose}")
     lines += ["", "tasks"]
-    lines += [f"  {task:18s} {_try(task)}" for task in envs.TASKS]
+    answers = {task: _try(task) for task in envs.TASKS}
+    for task, answer in answers.items():
+        # What is missing may be missing for a whole suite: it is said once.
+        first = next(t for t, a in answers.items() if a == answer)
+        lines.append(f"  {task:27s} {answer if first == task else f'as {first}'}")
     return [*lines, "", f"rendering      {_rendering()}"]
 
 
@@ -63,6 +68,7 @@ def _try(task: str) -> str:
         env.step(env.action_space.sample())
     except InrilError as error:
         return f"not ready: {error}"
+    env.close()
     spec = env.task_spec
     return (
         f"ready: observation {spec.obs_dim}, action {spec.action_dim}, {spec.max_episode_steps} steps, {env.versions()}"

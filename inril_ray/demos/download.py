@@ -55,7 +55,11 @@ SOURCES: dict[str, dict[str, Source]] = {
     **{f"gym/{task}": _one("medium", D4RL, f"{task}_medium-v2.hdf5") for task in ("hopper", "walker2d", "halfcheetah")},
     **{
         f"mimicgen/{task}": _one("core", MIMICGEN, f"{task}_d0.hdf5")
-        for task in ("coffee", "threading", "square", "nut_assembly", "mug_cleanup", "hammer_cleanup")
+        for task in ("coffee", "threading", "nut_assembly", "mug_cleanup", "hammer_cleanup")
+    },
+    **{
+        f"mimicgen/{task}": _one("core", MIMICGEN, f"{task}.hdf5")
+        for task in ("coffee_d1", "coffee_d2", "threading_d1", "threading_d2", "mug_cleanup_d1", "hammer_cleanup_d1")
     },
 }
 """Task to its public files by variant; the first variant is the default."""

@@ -18,7 +18,19 @@ from inril_ray.registry import resolve
 from inril_ray.types import InrilError
 from tests.fakes import FAKE_TASK_NAME, register_fake_task
 
-CASES = [(task, backend) for task in envs.TASKS for backend in envs.entry(task).backends] + [(FAKE_TASK_NAME, "fast")]
+ELSEWHERE = {
+    "mimicgen": "needs an installation of the user's; test_mimicgen.py runs these tasks on a stand-in",
+    "robomimic/can": "on the default backend only: its other backends are the code of Lift's",
+    "robomimic/square": "on the default backend only: its other backends are the code of Lift's",
+}
+"""Tasks that are not run here on every backend, and why."""
+CASES = [
+    (task, backend)
+    for task in envs.TASKS
+    if not task.startswith("mimicgen/")
+    for backend in (envs.entry(task).backends[:1] if task in ELSEWHERE else envs.entry(task).backends)
+]
+CASES += [(FAKE_TASK_NAME, "fast")]
 LIMIT = 4
 Make = Callable[..., SimVectorEnv]
 
@@ -256,11 +268,15 @@ def test_chunks_are_cut_at_the_time_limit(make: Make) -> None:
 def test_success_pays_is_reported_and_ends_only_where_asked(make: Make, case: tuple[str, str]) -> None:
     """A scripted demonstrator (the stand-in: straight to the origin) solves the task."""
     task, _ = case
-    limit = 120
+    limit = 400
     going, ending = make(max_episode_steps=limit), make(max_episode_steps=limit, terminate_on_success=True)
+    if task.startswith("gym/"):
+        pytest.skip("these tasks are scored by return and have no success")
+    if task == "adroit/hammer":
+        pytest.skip("a planner needs ten seconds for it; test_recording.py has it drive the nail in")
     if task in DEMONSTRATORS:
         cls = resolve(DEMONSTRATORS, task, "demonstrator")
-        actors = [cls(np.random.default_rng(i), cls.Config()) for i in range(2)]
+        actors = [cls(np.random.default_rng(i), cls.Config(noise=0.05)) for i in range(2)]
     elif task == FAKE_TASK_NAME:
         actors = []
     else:

@@ -253,7 +253,9 @@ def robomimic_dataset() -> Iterator[type]:
     obs_utils = pytest.importorskip("robomimic.utils.obs_utils", reason="robomimic is not installed")
     from robomimic.utils.dataset import SequenceDataset
 
-    obs_utils.initialize_obs_modality_mapping_from_dict({"low_dim": [key for key, _ in SPEC.obs_keys]})
+    obs_utils.initialize_obs_modality_mapping_from_dict(
+        {"low_dim": [key for key, _ in envs.spec("robomimic/transport", EnvConfig()).obs_keys]}
+    )
     yield SequenceDataset
     obs_utils.OBS_KEYS_TO_MODALITIES = obs_utils.OBS_MODALITIES_TO_KEYS = None
 
@@ -353,6 +355,39 @@ def test_recorded_actions_replayed_succeed(recorded: tuple[Path, dict[str, float
         replayed.add(index)
     assert len(replayed) >= 2
     env.close()
+
+
+@pytest.mark.parametrize("task", [t for t in DEMONSTRATED if t != TASK])
+def test_other_tasks_recordings_replay_in_stock_and_are_read_by_robomimic(
+    task: str, tmp_path: Path, robomimic_dataset: type
+) -> None:
+    """Recorded on the fast backend, replayed open-loop in robosuite, from the same initial state."""
+    path, spec = tmp_path / "demo.hdf5", envs.spec(task, EnvConfig())
+    summary = record(task, path, num_demos=1, seed=2, num_envs=1, quality={"noise": 0.1})
+    assert summary["episodes_tried"] == 1, "another initial state: choose a seed whose first episode succeeds"
+    episode = next(RobomimicHdf5.read(path, Expectation.of(spec)))
+    stock = make("stock", 1, 2, purpose="demos", task=task)
+    obs = stock.reset()[0]
+    for step, action in enumerate(episode.actions):
+        np.testing.assert_allclose(obs[0], episode.obs[step], rtol=0, atol=1e-5, err_msg=f"step {step}")
+        obs, reward, *_ = stock.step(action[None])
+        assert reward[0] == episode.rewards[step]
+    assert reward[0] == 1.0
+    stock.close()
+    keys = tuple(key for key, _ in spec.obs_keys)
+    data = robomimic_dataset(
+        hdf5_path=str(path),
+        obs_keys=keys,
+        dataset_keys=("actions", "rewards"),
+        seq_length=4,
+        pad_seq_length=False,
+        frame_stack=1,
+        hdf5_cache_mode="all",
+    )
+    assert len(data) == len(episode.actions) - 3
+    read = np.concatenate([data[7]["obs"][key] for key in keys], axis=1)
+    np.testing.assert_allclose(read, episode.obs[7:11], rtol=0, atol=1e-7)
+    data.close_and_delete_hdf5_handle()
 
 
 def test_bundled_file_is_small_labelled_and_fits_the_task() -> None:

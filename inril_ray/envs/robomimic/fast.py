@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome
+from inril_ray.envs.rendering import ModelRenderer, import_mujoco
 from inril_ray.envs.robomimic.physics import Arms, Physics
-from inril_ray.envs.robomimic.rendering import Renderer, package_versions
+from inril_ray.envs.robomimic.rendering import agentview, package_versions
 from inril_ray.envs.robomimic.scenes import AWAY, Scene
 from inril_ray.envs.robomimic.semantics import RULES
 from inril_ray.envs.robomimic.slim import hollow, slim, with_object
-from inril_ray.envs.robomimic.tasks import RobomimicTask, import_robosuite, make_robosuite
+from inril_ray.envs.robomimic.tasks import RobomimicTask, make_robosuite
 from inril_ray.types import BoolArray, FloatArray, InrilError
 
 JOINT_NOISE_RAD = 0.02
@@ -37,12 +38,11 @@ class FastRobomimicEnv(SimVectorEnv):
     def __init__(
         self, task: RobomimicTask, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int
     ) -> None:
-        self._renderers: dict[int, Renderer] = {}  # first: gymnasium closes an environment whose construction failed
+        self._renderers: dict[
+            int, ModelRenderer
+        ] = {}  # first: gymnasium closes an environment whose construction failed
         super().__init__(task.spec(config), num_envs, seed, purpose, first_env)
-        import_robosuite()  # first: it settles which OpenGL platform MuJoCo will use
-        import mujoco as module
-
-        mujoco: Any = module  # a C extension without type information
+        mujoco = import_mujoco()
         self.task, self._terminate_on_success = task, config.terminate_on_success
         template = make_robosuite(task, self.env_rng(0), edit=hollow)
         rules = RULES[task.chosen_semantics(config)]
@@ -134,7 +134,8 @@ class FastRobomimicEnv(SimVectorEnv):
     def render_env(self, index: int, width: int = 320, height: int = 240) -> np.ndarray:
         """Return a picture [height, width, 3] of one environment."""
         if index not in self._renderers:
-            self._renderers[index] = Renderer(self.model_xml(index), width, height)
+            model = import_mujoco().MjModel.from_xml_string(self.model_xml(index))
+            self._renderers[index] = agentview(model, width, height)
         return self._renderers[index].render(self.physics.data[index].qpos)
 
     def close_extras(self, **kwargs: object) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome
-from inril_ray.envs.robomimic.rendering import Renderer, package_versions
+from inril_ray.envs.rendering import ModelRenderer
+from inril_ray.envs.robomimic.rendering import agentview, package_versions
 from inril_ray.envs.robomimic.tasks import RobomimicTask, make_robosuite
 from inril_ray.types import BoolArray, FloatArray
 
@@ -22,11 +23,17 @@ class StockRobomimicEnv(SimVectorEnv):
     def __init__(
         self, task: RobomimicTask, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int
     ) -> None:
-        self._renderers: dict[int, Renderer] = {}  # first: gymnasium closes an environment whose construction failed
+        self._renderers: dict[
+            int, ModelRenderer
+        ] = {}  # first: gymnasium closes an environment whose construction failed
         self.envs: list[Any] = []
         super().__init__(task.spec(config), num_envs, seed, purpose, first_env)
         self.task, self._terminate_on_success = task, config.terminate_on_success
-        self.envs = [make_robosuite(task, self.env_rng(i)) for i in range(num_envs)]
+        for index in range(num_envs):
+            self.envs.append(self._make(index))
+
+    def _make(self, index: int) -> Any:
+        return make_robosuite(self.task, self.env_rng(index))
 
     def _begin_episodes(self, mask: BoolArray) -> FloatArray:
         obs = np.zeros_like(self.obs)
@@ -63,7 +70,7 @@ class StockRobomimicEnv(SimVectorEnv):
         """Return a picture [height, width, 3] of one environment."""
         env = self.envs[index]
         if index not in self._renderers:
-            self._renderers[index] = Renderer(env.model.get_xml(), width, height)
+            self._renderers[index] = agentview(env.sim.model._model, width, height)
         return self._renderers[index].render(np.array(env.sim.data.qpos))
 
     def versions(self) -> dict[str, str]:

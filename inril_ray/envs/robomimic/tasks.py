@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
+from inril_ray.envs.rendering import import_mujoco
 from inril_ray.envs.robomimic.scenes import CanScene, LiftScene, Scene, SquareScene, TransportScene
 from inril_ray.types import EnvSpec, InrilError
 
@@ -170,10 +171,7 @@ def import_robosuite() -> Any:
     Raises:
         InrilError: it is missing or is another release; the message says what to install.
     """
-    # MuJoCo chooses its OpenGL platform when it is first imported. Without a display its default, GLFW, can't work; EGL
-    # does, on GPUs and on Mesa's software driver alike.
-    if "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    import_mujoco()  # first: it settles which OpenGL platform MuJoCo will use
     # On import robosuite turns every logger to its own handlers and, without a display, probes for OpenGL.
     with quiet():
         try:
