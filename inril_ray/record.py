@@ -50,7 +50,7 @@ def record(
         seed: seed of initial states and demonstrator.
         held_out: how many of them form the ``valid`` mask; robomimic HDF5 only.
         quality: settings of the demonstrator.
-        num_envs: environments stepped together; part of what fixes the file.
+        num_envs: environments stepped together, no more than ``num_demos``; part of what fixes the file.
         max_steps: give an episode up, or end it, after so many control steps; None takes the task's limit.
         tail_steps: steps kept after the first success, as in teleoperated data.
         say: takes progress.
@@ -69,6 +69,7 @@ def record(
         raise InrilError(f"held_out = {held_out}: {FORMATS[suite]}, the format of {task}, has no mask for them; use 0.")
     if path.exists() and suite in ("fetch", "adroit"):
         raise InrilError(f"{path} exists; Minari's format is a directory, which must be new.")
+    num_envs = min(num_envs, num_demos)
     style = build(demonstrator.Config, quality or {}, "quality")
     limit = max_steps or envs.spec(task, EnvConfig()).max_episode_steps
     env = envs.make(task, num_envs=num_envs, seed=seed, purpose="demos", config=EnvConfig(max_episode_steps=10 * limit))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from inril_ray import envs
 from inril_ray.cli import _layers, main, parser
 from inril_ray.experiment import load_config
 
@@ -31,7 +32,9 @@ def test_inril_commands_are_valid(arguments: list[str], capsys: pytest.CaptureFi
         assert stopped.value.code == 0
         return
     parsed = parser().parse_args(arguments)
-    if arguments[0] in ("doctor", "demos"):
+    if arguments[0] == "demos" and arguments[1] != "inspect":
+        assert parsed.task in envs.TASKS  # they record, download or read files of the user's
+    elif arguments[0] in ("doctor", "demos"):
         assert main(arguments) == 0
         assert capsys.readouterr().out
     elif not getattr(parsed, "resume", None):
