@@ -11,7 +11,7 @@ from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import load_config, shipped_config
 from inril_ray.report import write_run_report
 from inril_ray.run import read_config, run
-from inril_ray.statistics import rate
+from inril_ray.statistics import score_text
 from inril_ray.tracking.jsonl import read_metrics
 
 SEEDS = (0, 1, 2)
@@ -42,7 +42,7 @@ def main() -> None:
     base = {seed: s["base"] for seed, s in summaries.items()}
 
     def text(outcome: dict[str, Any]) -> str:
-        return str(rate(round(outcome["success_rate"] * outcome["eval_episodes"]), int(outcome["eval_episodes"])))
+        return f"{score_text(outcome)}, {outcome['eval_episodes']:.0f} episodes"
 
     write(
         "learning_lift",

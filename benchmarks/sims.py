@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import gym_sims, robomimic_sims
 from benchmarks.result import write
 from inril_ray import envs
+from inril_ray.demos import DEMONSTRATORS
 
 GOALS = {
     "robomimic/lift": (6.0, 10.0),
@@ -26,19 +27,25 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)  # v4 is meant
     rows: list[tuple[str, str, float, float, float, float]] = []
     for task, goals in GOALS.items():
-        rates = robomimic_sims.measure(task)
-        for backend, goal in zip(("fast", "kernel"), goals, strict=True):
-            own, other = statistics.median(rates[backend]), statistics.median(rates["stock"])
-            rows.append((task, backend, own, other, robomimic_sims.against_stock(rates, backend), goal))
+        for kind in robomimic_sims.ACTIONS:
+            if kind == "scripted" and task not in DEMONSTRATORS:
+                continue
+            rates = robomimic_sims.measure(task, kind)
+            for backend, goal in zip(("fast", "kernel"), goals, strict=True):
+                own, other = statistics.median(rates[backend]), statistics.median(rates["stock"])
+                ratio = robomimic_sims.against_stock(rates, backend)
+                rows.append((f"{task} {kind}", backend, own, other, ratio, goal))
     for task in gym_sims.TASKS:
         own, other = gym_sims.measure(task)
         entry = envs.entry(task.name)
         rows.append((task.name, entry.backends[0], own, other, own / other, gym_sims.goal(task)))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         memory = pool.apply(memory_of_lift)
-    print(f"{'task':22s} {'backend':8s} {'env-steps/CPU s':>16s} {'reference':>10s} {'ratio':>6s} {'goal':>5s}")
+    print(
+        f"{'task, actions':28s} {'backend':8s} {'env-steps/CPU s':>16s} {'reference':>10s} {'ratio':>6s} {'goal':>5s}"
+    )
     for task, backend, own, other, ratio, goal in rows:
-        print(f"{task:22s} {backend:8s} {own:16.0f} {other:10.0f} {ratio:6.2f} {goal:5.1f}")
+        print(f"{task:28s} {backend:8s} {own:16.0f} {other:10.0f} {ratio:6.2f} {goal:5.1f}")
     print(f"50 Lift environments: {memory}, goal under {MEMORY_GOAL_MB} MB")
     figures: dict[str, Any] = {"memory_mb": memory}
     for task, backend, own, other, ratio, goal in rows:

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--local", action="store_true", help="one process, without Ray: for debugging")
     train.set_defaults(command=_train)
 
-    evaluate = commands.add_parser("eval", help="measure the success rate of a run's policy")
+    evaluate = commands.add_parser("eval", help="measure how well a run's policy does")
     evaluate.add_argument("run", type=Path, help="run directory")
     evaluate.add_argument("--episodes", type=int, default=200)
     evaluate.add_argument(
@@ -200,10 +200,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from inril_ray import checkpoint, envs
     from inril_ray.config import merge
     from inril_ray.evaluate import evaluation_metrics
-    from inril_ray.experiment import WorkerParts, load_config, resolved
+    from inril_ray.experiment import WorkerParts, load_config, resolved, task_spec
     from inril_ray.media import config_fps, film, write_video
     from inril_ray.run import read_config, read_pretrained
-    from inril_ray.statistics import rate
+    from inril_ray.statistics import score_text
     from inril_ray.threads import torch_threads
 
     config = read_config(arguments.run)
@@ -220,15 +220,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     parts = WorkerParts(load_config([small]), 0, 1)
     parts.load_weights(weights)
     with torch_threads(1):
-        metrics = evaluation_metrics(parts.evaluate(arguments.episodes))
-    success = rate(round(metrics["success_rate"] * arguments.episodes), arguments.episodes)
+        metrics = evaluation_metrics(parts.evaluate(arguments.episodes), task_spec(config))
+    result = f"{score_text(metrics)}, {arguments.episodes} episodes"
     simulator = envs.entry(config.task).chosen_backend(config.env)
-    print(f"{arguments.policy} policy of {arguments.run}, {simulator} simulator: {success}")
+    print(f"{arguments.policy} policy of {arguments.run}, {simulator} simulator: {result}")
     print(json.dumps({k: round(v, 4) for k, v in metrics.items()}))
     if arguments.video:
         frames, outcome = film(config, weights, 0)
         write_video(arguments.video, frames, fps=config_fps(config))
-        print(f"{arguments.video}: evaluation episode 0, {'success' if outcome else 'failure'}")
+        print(f"{arguments.video}: evaluation episode 0, {outcome}")
 
 
 def _verdict(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Measure how often a policy succeeds, on initial states that training never sees."""
+"""Measure how well a policy does, on initial states that training never sees."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from inril_ray.envs.base import PURPOSES
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.policies.base import Policy
 from inril_ray.rollout import ActionNoise
-from inril_ray.statistics import rate
-from inril_ray.types import EpisodeStats, InrilError
+from inril_ray.statistics import mean_estimate, rate
+from inril_ray.types import EnvSpec, EpisodeStats, InrilError
 
 
 @config
 class EvaluationConfig:
-    """When and how success is measured."""
+    """When and how policies are measured."""
 
     every: NonNegativeInt = 10
     """Iterations between evaluations; 0 evaluates only at the start and the end."""
@@ -108,14 +108,22 @@ def _none() -> EpisodeStats:
     )
 
 
-def evaluation_metrics(episodes: EpisodeStats) -> dict[str, float]:
-    """Return success with its interval, and the mean return."""
-    success = rate(int(episodes.success.sum()), len(episodes.success))
-    return {
-        "success_rate": success.value,
-        "success_rate_low": success.low,
-        "success_rate_high": success.high,
-        "success_rate_any": float(episodes.success_any.mean()),
-        "eval_episodes": float(success.trials),
-        "eval_return": float(episodes.returns.mean()),
-    }
+def episode_scores(episodes: EpisodeStats, spec: EnvSpec) -> np.ndarray:
+    """Return [E] what each episode counts: 0 or 1 for success or, where the task has none, its return on the scale."""
+    if spec.score_range is None:
+        return episodes.success.astype(np.int64)
+    worst, best = spec.score_range
+    return (episodes.returns.astype(np.float64) - worst) / (best - worst)
+
+
+def evaluation_metrics(episodes: EpisodeStats, spec: EnvSpec) -> dict[str, float]:
+    """Return the score with its interval, the mean return and, where the task has success, the success rate."""
+    scores = episode_scores(episodes, spec)
+    counted = spec.score_range is None
+    found = rate(int(scores.sum()), len(scores)) if counted else mean_estimate(scores)
+    ends = {"": found.value, "_low": found.low, "_high": found.high}
+    metrics = {f"score{end}": value for end, value in ends.items()}
+    if counted:
+        metrics |= {f"success_rate{end}": value for end, value in ends.items()}
+        metrics["success_rate_any"] = float(episodes.success_any.mean())
+    return metrics | {"eval_episodes": float(len(scores)), "eval_return": float(episodes.returns.mean())}

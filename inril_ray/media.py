@@ -16,28 +16,29 @@ from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.experiment import ExperimentConfig, build_policy, task_spec
 from inril_ray.policies.base import Policy
 from inril_ray.rollout import ActionNoise
-from inril_ray.types import InrilError
+from inril_ray.types import EpisodeStats, InrilError
 
 
-def choose_episode(before: Sequence[int], after: Sequence[int], num_envs: int) -> int:
-    """Return an evaluation episode that failed before and succeeded after, or the first one.
+def choose_episode(before: Sequence[float], after: Sequence[float], num_envs: int) -> int:
+    """Return the evaluation episode that gained most: one that failed before and succeeded after, if there is one.
 
     Only the first round is considered, whose noise streams can be begun anew.
     """
-    pairs = list(zip(before, after, strict=False))[:num_envs]
-    return next((i for i, (b, a) in enumerate(pairs) if not b and a), 0)
+    gains = [a - b for b, a in zip(before, after, strict=False)][:num_envs]
+    return gains.index(max(gains))
 
 
-def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> tuple[list[np.ndarray], bool]:
+def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> tuple[list[np.ndarray], str]:
     """Run one evaluation episode of a policy and draw every second control step.
 
     Returns:
-        frames [height, width, 3], and whether the episode succeeded.
+        frames [height, width, 3], and how the episode ended: ``success``, ``failure`` or ``return 1130``.
 
     Raises:
         InrilError: no OpenGL library, or the simulator has no pictures.
     """
-    policy = build_policy(config, task_spec(config))
+    spec = task_spec(config)
+    policy = build_policy(config, spec)
     checkpoint.load_module(policy, dict(weights))
     policy.eval()
     sim = envs.make(config.task, num_envs=1, seed=config.seed, config=config.env, purpose="eval", first_env=episode)
@@ -51,13 +52,15 @@ def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> 
         return outcome
 
     sim.advance = filmed  # type: ignore[method-assign]
-    success = _play(ChunkedEnv(sim, policy.action_horizon), policy, config.seed, episode)
+    ended = _play(ChunkedEnv(sim, policy.action_horizon), policy, config.seed, episode)
     sim.close()
-    return frames, success
+    if spec.score_range is not None:
+        return frames, f"return {ended.returns[0]:.0f}"
+    return frames, "success" if ended.success[0] else "failure"
 
 
 @torch.no_grad()
-def _play(env: ChunkedEnv, policy: Policy, seed: int, episode: int) -> bool:
+def _play(env: ChunkedEnv, policy: Policy, seed: int, episode: int) -> EpisodeStats:
     noise = ActionNoise(seed, PURPOSES.index("eval"), [episode], policy.noise_shape)
     obs = env.reset()
     while True:
@@ -65,7 +68,7 @@ def _play(env: ChunkedEnv, policy: Policy, seed: int, episode: int) -> bool:
         obs = env.step(action.chunk.numpy()).obs
         ended = env.pop_episodes()
         if len(ended.success):
-            return bool(ended.success[0])
+            return ended
 
 
 def write_before_and_after(
@@ -80,9 +83,8 @@ def write_before_and_after(
     record: dict[str, Any] = {"episode": episode}
     try:
         for name, weights in (("before", base), ("after", final)):
-            frames, success = film(config, weights, episode)
+            frames, record[name] = film(config, weights, episode)
             write_video(folder / f"{name}.mp4", frames, fps=config_fps(config))
-            record[name] = "success" if success else "failure"
         record["note"] = (
             f"Evaluation episode {episode}: {record['before']} before, {record['after']} after fine-tuning."
         )

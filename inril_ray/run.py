@@ -23,7 +23,7 @@ import torch
 from inril_ray import __version__, checkpoint
 from inril_ray.config import fingerprint
 from inril_ray.demos.store import DemoArrays
-from inril_ray.evaluate import evaluation_metrics
+from inril_ray.evaluate import episode_scores, evaluation_metrics
 from inril_ray.experiment import (
     ExperimentConfig,
     WorkerParts,
@@ -32,12 +32,13 @@ from inril_ray.experiment import (
     load_demos,
     policy_weights,
     resolved,
+    task_spec,
 )
 from inril_ray.media import choose_episode, write_before_and_after
 from inril_ray.metrics import Tracker, checked
 from inril_ray.pretrain import pretrain
 from inril_ray.registry import resolve
-from inril_ray.statistics import rate
+from inril_ray.statistics import score_text
 from inril_ray.threads import available_cpus, torch_threads
 from inril_ray.tracking import TRACKERS
 from inril_ray.tracking.base import TrackerContext
@@ -233,6 +234,7 @@ class Session:
         say: Callable[[str], None],
     ) -> None:
         self.config, self.run_dir, self.backend, self.trackers, self.say = config, run_dir, backend, trackers, say
+        self.spec = task_spec(config)
         self.iteration, self.env_steps = 0, 0
         self.counters: dict[str, int] = {}
         self.base: dict[str, Any] = {}
@@ -266,12 +268,12 @@ class Session:
         self.base = self._outcome(self.backend.evaluate(self.config.evaluation.final_episodes))
         self._spend("evaluation", start)
         self.best = {"iteration": 0, **self.base}
-        self.say(f"Base policy: {_rate_text(self.base)}.")
+        self.say(f"Base policy: {_text(self.base)}.")
         self.save()
 
     def log_base(self) -> None:
         """Log the base policy as iteration 0."""
-        self._log({"iteration": 0.0, "env_steps": 0.0, **_rate_metrics(self.base)})
+        self._log({"iteration": 0.0, "env_steps": 0.0, **_metrics(self.base)})
 
     def iterate(self) -> None:
         """Run the remaining iterations."""
@@ -279,6 +281,8 @@ class Session:
         while self.iteration < last:
             start, steps_before = time.perf_counter(), self.env_steps
             metrics = self.backend.iterate()
+            if self.spec.score_range is not None:  # the task has no success
+                metrics.pop("train_success_rate", None)
             self.iteration, self.env_steps = int(metrics["iteration"]), int(metrics["env_steps"])
             metrics["env_steps_per_s"] = (self.env_steps - steps_before) / (time.perf_counter() - start)
             self.counters = {name: int(metrics[name]) for name in ("rl_updates", "il_updates", "il_iterations")}
@@ -288,8 +292,8 @@ class Session:
             if every and self.iteration % every == 0 and self.iteration < last:
                 start = time.perf_counter()
                 outcome = self._outcome(self.backend.evaluate(self.config.evaluation.num_episodes))
-                metrics |= _rate_metrics(outcome) | {"eval_s": self._spend("evaluation", start)}
-                if outcome["success_rate"] > self.best["success_rate"]:
+                metrics |= _metrics(outcome) | {"eval_s": self._spend("evaluation", start)}
+                if outcome["score"] > self.best["score"]:
                     self.best = {"iteration": self.iteration, **outcome}
             if self.iteration % self.config.checkpoint.every == 0 and self.iteration < last:
                 start = time.perf_counter()
@@ -302,10 +306,10 @@ class Session:
         start = time.perf_counter()
         final = self._outcome(self.backend.evaluate(self.config.evaluation.final_episodes))
         self._spend("evaluation", start)
-        if final["success_rate"] > self.best["success_rate"]:
+        if final["score"] > self.best["score"]:
             self.best = {"iteration": self.iteration, **final}
         self.save()
-        self._log({"iteration": float(self.iteration), "env_steps": float(self.env_steps), **_rate_metrics(final)})
+        self._log({"iteration": float(self.iteration), "env_steps": float(self.env_steps), **_metrics(final)})
         memory = self.backend.peak_memory_bytes()
         memory.setdefault("driver", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         if "process" in memory:
@@ -332,8 +336,8 @@ class Session:
         }
         self._film(final)
         write_json(self.run_dir / "summary.json", summary)
-        self.say(f"Base policy:  {_rate_text(self.base)}")
-        self.say(f"Final policy: {_rate_text(final)}")
+        self.say(f"Base policy:  {_text(self.base)}")
+        self.say(f"Final policy: {_text(final)}")
         return summary
 
     def _film(self, final: Mapping[str, Any]) -> None:
@@ -353,18 +357,18 @@ class Session:
         for tracker in self.trackers:
             tracker.log(clean, self.env_steps)
 
-    @staticmethod
-    def _outcome(episodes: EpisodeStats) -> dict[str, Any]:
+    def _outcome(self, episodes: EpisodeStats) -> dict[str, Any]:
         # Outcomes by episode make evaluations comparable pair by pair, and name the episode of the pictures.
-        return {**evaluation_metrics(episodes), "outcomes": episodes.success.astype(int).tolist()}
+        outcomes = episode_scores(episodes, self.spec).tolist()
+        return {**evaluation_metrics(episodes, self.spec), "outcomes": outcomes}
 
 
-def _rate_metrics(outcome: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(outcome: Mapping[str, Any]) -> dict[str, float]:
     return {k: v for k, v in outcome.items() if k != "outcomes"}
 
 
-def _rate_text(outcome: Mapping[str, Any]) -> str:
-    return str(rate(round(outcome["success_rate"] * outcome["eval_episodes"]), int(outcome["eval_episodes"])))
+def _text(outcome: Mapping[str, Any]) -> str:
+    return f"{score_text(outcome)}, {outcome['eval_episodes']:.0f} episodes"
 
 
 def _trackers(config: ExperimentConfig, run_dir: Path, plain: Mapping[str, Any]) -> list[Tracker]:

@@ -1,8 +1,11 @@
-"""Intervals and comparisons. Every rate that the library prints comes with one of these."""
+"""Intervals and comparisons, and the words for them. Every result that the library prints comes with an interval."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -24,10 +27,6 @@ class Rate:
         """The proportion."""
         return self.successes / self.trials
 
-    def __str__(self) -> str:
-        """Return e.g. ``48.0 % [41.2, 54.9], 200 episodes``."""
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}], {self.trials} episodes"
-
 
 def rate(successes: int, trials: int) -> Rate:
     """Return a proportion with its 95 % Wilson interval.
@@ -41,6 +40,61 @@ def rate(successes: int, trials: int) -> Rate:
     return Rate(successes=successes, trials=trials, low=float(interval.low), high=float(interval.high))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What the runs of a task are compared by, in words."""
+
+    word: str
+    name: str
+    unit: str
+    """Follows a value times 100."""
+    axis: str
+    """Label of an axis of values times 100."""
+    axis_range: tuple[float, float] | None
+    """Ends of that axis; None where values have no bounds."""
+    points: str
+    """Unit of a difference times 100."""
+    interval: str
+    """Of the mean over evaluation episodes."""
+
+
+SUCCESS = Measure(
+    word="success",
+    name="success rate",
+    unit=" %",
+    axis="Success rate (%)",
+    axis_range=(0.0, 100.0),
+    points="percentage points",
+    interval="95 % Wilson interval",
+)
+SCORE = Measure(
+    word="score",
+    name="score",
+    unit="",
+    axis="Score (0: random policy, 100: expert)",
+    axis_range=None,
+    points="points",
+    interval="95 % Student-t interval",
+)
+
+
+def measure_of(outcome: Mapping[str, Any]) -> Measure:
+    """Return what the metrics of an evaluation measure; tasks without success have a score only."""
+    return SUCCESS if "success_rate" in outcome else SCORE
+
+
+def score_text(outcome: Mapping[str, Any]) -> str:
+    """Return e.g. ``success 58.0 % [54.0, 63.0]`` or ``score 35.1 [30.2, 40.0] (return 1130)``.
+
+    Args:
+        outcome: metrics of an evaluation; see :func:`inril_ray.evaluate.evaluation_metrics`.
+    """
+    measure = measure_of(outcome)
+    value, low, high = (100 * outcome[name] for name in ("score", "score_low", "score_high"))
+    text = f"{measure.word} {value:.1f}{measure.unit} [{low:.1f}, {high:.1f}]"
+    return text if measure is SUCCESS else f"{text} (return {outcome['eval_return']:.0f})"
+
+
 def interquartile_mean(values: FloatArray) -> float:
     """Return the mean of the middle half of all values, whatever their shape.
 
@@ -51,11 +105,23 @@ def interquartile_mean(values: FloatArray) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A statistic with a bootstrap interval."""
+    """A statistic with its 95 % interval."""
 
     value: float
     low: float
     high: float
+
+
+def mean_estimate(values: FloatArray) -> Estimate:
+    """Return the mean of values [N] with its 95 % interval by Student's t.
+
+    One value says nothing about the spread: both ends then equal it.
+    """
+    x = np.asarray(values, np.float64)
+    mean, half = float(x.mean()), 0.0
+    if len(x) > 1:
+        half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1)) / math.sqrt(len(x))
+    return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
 def stratified_bootstrap(

@@ -1,4 +1,4 @@
-"""Does interleaving help on this task? Paired seeds, equal environment steps, intervals, one plain sentence."""
+"""Does interleaving help on this task? Paired seeds, equal rollouts, intervals, one plain sentence."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from inril_ray.config import fingerprint
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved
 from inril_ray.run import provenance, write_json
-from inril_ray.statistics import Estimate, probability_of_improvement, stratified_bootstrap
+from inril_ray.statistics import (
+    Estimate,
+    Measure,
+    mean_estimate,
+    measure_of,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
 from inril_ray.types import InrilError
 
 CONTROL = "rl_only"
@@ -119,18 +125,21 @@ def compare(
 ) -> dict[str, Any]:
     """Compare every arm with the control.
 
+    Runs of equally many iterations make equally many decisions. Their environment steps are equal too, but for the
+    action chunks that the end of an episode cuts short.
+
     Args:
         summaries: arm to the summaries of its runs, in the order of ``seeds``.
         paths: arm to the names of its run directories.
         seeds: of the runs.
 
     Raises:
-        InrilError: the arms differ in environment steps.
+        InrilError: the runs differ in iterations.
     """
-    steps = {s["env_steps"] for runs in summaries.values() for s in runs}
-    if len(steps) != 1:
-        raise InrilError(f"The runs differ in environment steps ({sorted(steps)}); they can't be compared.")
-    scores = {arm: np.array([s["final"]["success_rate"] for s in runs]) for arm, runs in summaries.items()}
+    iterations = {s["iterations"] for runs in summaries.values() for s in runs}
+    if len(iterations) != 1:
+        raise InrilError(f"The runs differ in iterations ({sorted(iterations)}); they can't be compared.")
+    scores = {arm: np.array([s["final"]["score"] for s in runs]) for arm, runs in summaries.items()}
     arms = {}
     for arm, runs in summaries.items():
         counters = [s["counters"] for s in runs]
@@ -138,20 +147,22 @@ def compare(
             "label": ARMS[arm][0],
             "overrides": ARMS[arm][1],
             "scores": scores[arm].tolist(),
+            "env_steps": [s["env_steps"] for s in runs],
             "rl_updates": [c["rl_updates"] for c in counters],
             "il_updates": [c["il_updates"] for c in counters],
             "seconds": [sum(s["seconds_by_phase"].values()) for s in runs],
             "iqm": vars(stratified_bootstrap([scores[arm]])),
             "runs": paths[arm],
         }
+    base = summaries[CONTROL][0]["base"]
     comparisons = {}
     for arm in summaries:
         if arm != CONTROL:
-            comparisons[arm] = judge(scores[arm], scores[CONTROL], ARMS[arm][0], ARMS[CONTROL][0])
-    base = summaries[CONTROL][0]["base"]
+            labels = ARMS[arm][0], ARMS[CONTROL][0]
+            comparisons[arm] = judge(scores[arm], scores[CONTROL], *labels, measure_of(base))
     return {
         "seeds": list(seeds),
-        "env_steps": steps.pop(),
+        "iterations": iterations.pop(),
         "episodes_per_run": int(summaries[CONTROL][0]["final"]["eval_episodes"]),
         "base": {k: v for k, v in base.items() if k != "outcomes"},
         "arms": arms,
@@ -159,7 +170,7 @@ def compare(
     }
 
 
-def judge(treatment: np.ndarray, control: np.ndarray, name: str, control_name: str) -> dict[str, Any]:
+def judge(treatment: np.ndarray, control: np.ndarray, name: str, control_name: str, measure: Measure) -> dict[str, Any]:
     """Return difference, probability of improvement and the sentence.
 
     Two intervals of the paired difference must agree that it is not zero before a side is taken: the bootstrap's, which
@@ -167,36 +178,30 @@ def judge(treatment: np.ndarray, control: np.ndarray, name: str, control_name: s
     decide, which happens by chance in one case of four).
 
     Args:
-        treatment: [S] final success rates by seed.
+        treatment: [S] final scores by seed.
         control: [S] at the same seeds.
         name: of the treatment, for the sentence.
         control_name: of the control.
+        measure: what the scores are.
     """
     difference = stratified_bootstrap([treatment], paired=[control])
     improvement = probability_of_improvement(treatment, control)
-    low, high = paired_t_interval(treatment - control)
+    t = mean_estimate(treatment - control)
     outcome = "can't tell yet"
-    if min(difference.low, low) > 0:
+    if min(difference.low, t.low) > 0:
         outcome = "helps"
-    elif max(difference.high, high) < 0:
+    elif max(difference.high, t.high) < 0:
         outcome = "hurts"
     more = more_seeds(treatment - control) if outcome == "can't tell yet" else None
     return {
         "against": CONTROL,
         "difference": vars(difference),
-        "t_interval": {"low": low, "high": high},
+        "t_interval": {"low": t.low, "high": t.high},
         "probability_of_improvement": vars(improvement),
         "verdict": outcome,
-        "sentence": _sentence(outcome, difference, name, control_name, len(treatment), more),
+        "sentence": _sentence(outcome, difference, name, control_name, len(treatment), more, measure),
         "more_seeds": more,
     }
-
-
-def paired_t_interval(differences: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of paired differences [S], by Student's t."""
-    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * deviation / math.sqrt(len(differences))
-    return mean - half, mean + half
 
 
 def more_seeds(differences: np.ndarray) -> int | None:
@@ -213,13 +218,13 @@ def more_seeds(differences: np.ndarray) -> int | None:
     return more if more <= MAX_MORE_SEEDS else None
 
 
-def _sentence(outcome: str, difference: Estimate, name: str, control: str, num_seeds: int, more: int | None) -> str:
+def _sentence(
+    outcome: str, difference: Estimate, name: str, control: str, num_seeds: int, more: int | None, measure: Measure
+) -> str:
     points, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
-    interval = f"{points:+.1f} percentage points [{low:+.1f}, {high:+.1f}] over {num_seeds} paired seeds"
-    if outcome == "helps":
-        return f"{name} helps: its success rate differs from {control}'s by {interval}."
-    if outcome == "hurts":
-        return f"{name} hurts: its success rate differs from {control}'s by {interval}."
+    interval = f"{points:+.1f} {measure.points} [{low:+.1f}, {high:+.1f}] over {num_seeds} paired seeds"
+    if outcome in ("helps", "hurts"):
+        return f"{name} {outcome}: its {measure.name} differs from {control}'s by {interval}."
     if more is None:
         return (
             f"Can't tell yet: {name} differs from {control} by {interval}; so small a difference would need more than "
@@ -230,12 +235,12 @@ def _sentence(outcome: str, difference: Estimate, name: str, control: str, num_s
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
     """Return what the command prints."""
-    lines = []
+    lines, unit = [], measure_of(result["base"]).unit
     for arm in result["arms"].values():
         iqm = arm["iqm"]
         scores = ", ".join(f"{100 * s:.1f}" for s in arm["scores"])
         lines.append(
-            f"{arm['label']:8s} interquartile mean {100 * iqm['value']:.1f} % "
+            f"{arm['label']:8s} interquartile mean {100 * iqm['value']:.1f}{unit} "
             f"[{100 * iqm['low']:.1f}, {100 * iqm['high']:.1f}]  (seeds: {scores})"
         )
     for comparison in result["comparisons"].values():

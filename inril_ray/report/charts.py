@@ -106,7 +106,7 @@ def line_chart(chart: Chart) -> Html:
         return tag("figure", tag("figcaption", *caption), empty)
     values = [y for s in series for _, y in s.points] + [v for s in series for _, *ends in s.band for v in ends]
     log = chart.log and min(values) > 0
-    y_ticks, y = _vertical(chart, values, log)
+    y_ticks, y = _vertical(values, chart.y_range, chart.reference, log)
     x_max = chart.x_max or max(x for s in series for x, _ in s.points) or 1.0
     x = Scale(0.0, x_max, LEFT, RIGHT)
     drawn = [_grid(y_ticks, y, chart.y_label), _bottom([t for t in nice_ticks(0.0, x_max, 4) if t <= x_max], x)]
@@ -136,21 +136,28 @@ class Group:
 
 
 def dot_chart(
-    title: str, y_label: str, groups: Sequence[Group], reference: tuple[float, str] | None, note: str
+    title: str,
+    y_label: str,
+    groups: Sequence[Group],
+    reference: tuple[float, str] | None,
+    note: str,
+    y_range: tuple[float, float] | None,
 ) -> Html:
     """Return a figure of groups side by side: values joined pair by pair, and a summary with its interval.
 
     Args:
         title: of the figure.
-        y_label: with its unit; the axis goes from 0 to 100.
+        y_label: with its unit.
         groups: from left to right.
         reference: a horizontal line and what it means, or None.
         note: below the title.
+        y_range: ends of the vertical axis; None covers all values.
     """
-    y = Scale(0.0, 100.0, BOTTOM, TOP)
+    values = [v for g in groups for v in (*g.values, g.center, g.low, g.high) if v is not None]
+    ticks, y = _vertical(values, y_range, reference)
     width = (RIGHT - LEFT) / len(groups)
     centers = [LEFT + width * (i + 0.5) for i in range(len(groups))]
-    drawn: list[Html] = [_grid(nice_ticks(0.0, 100.0), y, y_label)]
+    drawn: list[Html] = [_grid(ticks, y, y_label)]
     if reference is not None:
         drawn.append(_reference(reference, y))
     for left, right, a, b in zip(groups, groups[1:], centers, centers[1:], strict=False):
@@ -205,10 +212,15 @@ def _ends(group: Group) -> str:
     return f"interquartile mean {group.center:.1f}, 95 % interval {group.low:.1f} to {group.high:.1f}"
 
 
-def _vertical(chart: Chart, values: list[float], log: bool) -> tuple[list[float], Scale]:
-    low, high = chart.y_range or (min(values), max(values))
-    if chart.reference is not None:
-        low, high = min(low, chart.reference[0]), max(high, chart.reference[0])
+def _vertical(
+    values: list[float],
+    y_range: tuple[float, float] | None,
+    reference: tuple[float, str] | None,
+    log: bool = False,
+) -> tuple[list[float], Scale]:
+    low, high = y_range or (min(values, default=0.0), max(values, default=1.0))
+    if reference is not None:
+        low, high = min(low, reference[0]), max(high, reference[0])
     ticks = log_ticks(low, high) if log else nice_ticks(low, high)
     return ticks, Scale(ticks[0], ticks[-1], BOTTOM, TOP, log)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from inril_ray.statistics import score_text
 from inril_ray.tracking.jsonl import FILE, read_metrics
 
 Points = list[tuple[float, float]]
@@ -69,10 +70,10 @@ def count(value: Any) -> str:
     return "not recorded" if found is None else f"{round(found):,}".replace(",", "\u202f")
 
 
-def percent(value: Any) -> str:
-    """Return a share in per cent."""
+def percent(value: Any, unit: str = " %") -> str:
+    """Return a share in per cent; a score is written like one, without a unit."""
     found = number(value)
-    return "not recorded" if found is None else f"{100 * found:.1f}\u00a0%"
+    return "not recorded" if found is None else f"{100 * found:.1f}{unit}".replace(" ", "\u00a0")
 
 
 def interval(low: Any, high: Any, scale: float = 100.0, digits: int = 1, sign: str = "") -> str:
@@ -83,10 +84,11 @@ def interval(low: Any, high: Any, scale: float = 100.0, digits: int = 1, sign: s
     return f"[{scale * ends[0]:{sign}.{digits}f}, {scale * ends[1]:{sign}.{digits}f}]".replace("-", "−")
 
 
-def rate_text(outcome: Any) -> str:
-    """Return e.g. ``48.0 % [41.2, 54.9]``."""
-    ends = interval(at(outcome, "success_rate_low"), at(outcome, "success_rate_high"))
-    return f"{percent(at(outcome, 'success_rate'))} {ends}"
+def result_text(outcome: Any) -> str:
+    """Return e.g. ``success 48.0 % [41.2, 54.9]``."""
+    if None in [number(at(outcome, name)) for name in ("score", "score_low", "score_high", "eval_return")]:
+        return "not recorded"
+    return score_text(outcome).replace("-", "−").replace(" %", "\u00a0%")
 
 
 def source_label(demos: Any) -> str:

@@ -19,11 +19,12 @@ from inril_ray.report.records import (
     number,
     percent,
     points,
-    rate_text,
     read_records,
     read_tree,
+    result_text,
     source_label,
 )
+from inril_ray.statistics import SUCCESS, Measure, measure_of
 from inril_ray.tracking.jsonl import FILE
 from inril_ray.types import InrilError
 
@@ -52,7 +53,7 @@ class RunRecord:
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """The records that hold an evaluation, in the order of training."""
-        return [r for r in self.records if number(r.get("success_rate")) is not None]
+        return [r for r in self.records if number(r.get("score")) is not None]
 
     @property
     def env_steps(self) -> float | None:
@@ -66,6 +67,11 @@ class RunRecord:
         """Outcome of the policy before fine-tuning."""
         first = next((r for r in self.evaluations if r.get("env_steps") == 0), None)
         return mapping(self.summary.get("base")) or first
+
+    @property
+    def measure(self) -> Measure:
+        """What the run is judged by."""
+        return measure_of(self.base or {})
 
     @property
     def source(self) -> str:
@@ -94,7 +100,7 @@ def write_run_report(run_dir: Path) -> Path:
         *(tag("p", sentence, class_="missing") for sentence in run.missing),
         _facts(run),
         _pictures(run_dir / "media"),
-        _success(run),
+        _results(run),
         _gradients(run),
         _cost(run),
         section("Details", _evaluation_table(run), _glossary(run), _config(run)),
@@ -126,9 +132,8 @@ def _headline(run: RunRecord) -> Html:
     below = tag(
         "p",
         tag("span", run.source, class_="label"),
-        f" One run, seed {_text(run.known('seed'))}. Intervals are 95 % Wilson intervals over evaluation episodes; "
-        "they "
-        "don't include the spread between seeds. Evaluation starts from initial states that training never sees.",
+        f" One run, seed {_text(run.known('seed'))}. Intervals are {run.measure.interval}s over evaluation episodes; "
+        "they don't include the spread between seeds. Evaluation starts from initial states that training never sees.",
         class_="note",
     )
     if final and base:
@@ -136,35 +141,34 @@ def _headline(run: RunRecord) -> Html:
     if not base:
         return join(tag("p", "No evaluation was recorded.", class_="headline"), below)
     latest = run.evaluations[-1] if run.evaluations else base
-    so_far = ["The base policy succeeds in ", _rate(base), "."]
+    so_far = ["Base policy: ", _result(base), "."]
     if number(latest.get("env_steps")):
         so_far += [
             " The latest evaluation, after ",
             count(latest["env_steps"]),
             " environment steps: ",
-            _rate(latest),
+            _result(latest),
             ".",
         ]
     return join(tag("p", *so_far, class_="headline"), below)
 
 
 def _change(base: Mapping[str, Any], final: Mapping[str, Any]) -> Html:
-    ends = [number(at(o, f"success_rate_{end}")) for o in (base, final) for end in ("low", "high")]
+    ends = [number(at(o, f"score_{end}")) for o in (base, final) for end in ("low", "high")]
     if None in ends:
         comparison = "At least one interval is missing."
     elif ends[2] > ends[1] or ends[3] < ends[0]:  # type: ignore[operator]
         comparison = "The two intervals are disjoint."
     else:
         comparison = UNPROVEN
-    sentence = tag(
-        "p", "Success rate: base policy ", _rate(base), " → final policy ", _rate(final), ".", class_="headline"
-    )
-    return join(sentence, tag("p", comparison, _pairs(base, final)))
+    sentence = tag("p", "Base policy: ", _result(base), " → final policy: ", _result(final), ".", class_="headline")
+    pairs = _pairs(base, final) if measure_of(base) is SUCCESS else ""
+    return join(sentence, tag("p", comparison, pairs))
 
 
-def _rate(outcome: Mapping[str, Any]) -> Html:
+def _result(outcome: Mapping[str, Any]) -> Html:
     number_of = count(outcome.get("eval_episodes") if isinstance(outcome, Mapping) else None)
-    return join(tag("strong", rate_text(outcome)), f" ({number_of} episodes)")
+    return join(tag("strong", result_text(outcome)), f" ({number_of} episodes)")
 
 
 def _pairs(base: Mapping[str, Any], final: Mapping[str, Any]) -> str:
@@ -212,20 +216,16 @@ def _facts(run: RunRecord) -> Html:
             "IL updates",
             f"{count(counters.get('il_updates'))} gradient steps in {count(counters.get('il_iterations'))} iterations",
         ),
-        ("Best policy", None if not best else f"{rate_text(best)} at iteration {best.get('iteration')}"),
+        ("Best policy", None if not best else f"{result_text(best)} at iteration {best.get('iteration')}"),
         ("Cloning loss", _cloning(run.summary.get("cloning"))),
         ("Commit", run.known("commit")),
         ("Config hash", run.summary.get("config_hash") or run.config.get("hash")),
     ]
-    caution = (
-        ""
-        if not best
-        else (
-            "The best policy is chosen by the success rate shown, which therefore flatters it; judge by the final one."
-        )
-    )
+    caution = f"The best policy is chosen by the {run.measure.name} shown, which flatters it; judge by the final one."
     return section(
-        "The run", tag("div", facts(first), facts(second), class_="columns"), tag("p", caution, class_="note")
+        "The run",
+        tag("div", facts(first), facts(second), class_="columns"),
+        tag("p", caution if best else "", class_="note"),
     )
 
 
@@ -236,36 +236,40 @@ def _cloning(losses: Any) -> str | None:
     return f"{train:.4g} on training, {held_out:.4g} on held-out demonstrations"
 
 
-def _success(run: RunRecord) -> Html:
-    evaluations, x_max = run.evaluations, run.env_steps
-    rates = points(evaluations, "success_rate", 100.0)
+def _results(run: RunRecord) -> Html:
+    evaluations, x_max, measure = run.evaluations, run.env_steps, run.measure
+    scores = points(evaluations, "score", 100.0)
     band = [
-        (r["env_steps"], 100 * r["success_rate_low"], 100 * r["success_rate_high"])
+        (r["env_steps"], 100 * r["score_low"], 100 * r["score_high"])
         for r in evaluations
-        if None not in [number(r.get(k)) for k in ("env_steps", "success_rate_low", "success_rate_high")]
+        if None not in [number(r.get(k)) for k in ("env_steps", "score_low", "score_high")]
     ]
-    base = [(s, v) for s, v in rates if s == 0]
+    base = [(s, v) for s, v in scores if s == 0]
     marks = [Series(label="base policy", points=base, color="s2", hollow=True)] if base else []
     episodes = sorted({int(n) for _, n in points(evaluations, "eval_episodes")})
-    note = f"{run.source}; {' or '.join(map(str, episodes))} episodes an evaluation; band: 95 % Wilson interval"
-    success = Chart(
-        title="Success rate in evaluation",
-        y_label="Success rate (%)",
-        series=[Series(label="evaluation", points=rates, band=band), *marks],
-        y_range=(0.0, 100.0),
+    note = f"{run.source}; {' or '.join(map(str, episodes))} episodes an evaluation; band: {measure.interval}"
+    evaluation = Chart(
+        title=f"{measure.name.capitalize()} in evaluation",
+        y_label=measure.axis,
+        series=[Series(label="evaluation", points=scores, band=band), *marks],
+        y_range=measure.axis_range,
         x_max=x_max,
-        note=note if rates else run.source,
+        note=note if scores else run.source,
         reference=(base[0][1], "base") if base else None,
     )
+    if measure is SUCCESS:
+        title, y_label, learned = "Success rate", measure.axis, points(run.records, "train_success_rate", 100.0)
+    else:
+        title, y_label, learned = "Return", "Mean return", points(run.records, "train_return")
     train = Chart(
-        title="Success rate in training",
-        y_label="Success rate (%)",
-        series=[Series(label="training", points=points(run.records, "train_success_rate", 100.0))],
-        y_range=(0.0, 100.0),
+        title=f"{title} in training",
+        y_label=y_label,
+        series=[Series(label="training", points=learned)],
+        y_range=measure.axis_range,
         x_max=x_max,
         note=f"{run.source}; episodes of each iteration, with exploration noise",
     )
-    return section("Success", tag("div", line_chart(success), line_chart(train), class_="charts"))
+    return section(measure.word.capitalize(), tag("div", line_chart(evaluation), line_chart(train), class_="charts"))
 
 
 def _gradients(run: RunRecord) -> Html:
@@ -363,7 +367,7 @@ def _pictures(folder: Path) -> Html:
     about = record.get("note") or record.get("error") or ("" if figures else "There are no pictures of this run.")
     if figures and record.get("episode") is not None and not record.get("note"):
         about = f"Evaluation episode {record['episode']}."
-    caution = " One chosen episode illustrates; the success rates above are the result." if figures else ""
+    caution = " One chosen episode illustrates; the intervals above are the result." if figures else ""
     shown = tag("div", *figures, class_="charts")
     return section("One episode before and after", shown, tag("p", about, caution, class_="note"))
 
@@ -378,11 +382,13 @@ def embedded(path: Path, label: str) -> Html:
 
 
 def _evaluation_table(run: RunRecord) -> Html:
-    rows = [
-        (count(r.get("env_steps")), rate_text(r), count(r.get("eval_episodes")), percent(r.get("success_rate_any")))
-        for r in run.evaluations
-    ]
-    table = number_table(("Env steps", "Success rate, 95 % interval", "Episodes", "Success at any step"), rows)
+    head = ["Env steps", f"{run.measure.name.capitalize()}, 95 % interval", "Episodes"]
+    rows = [[count(r.get("env_steps")), result_text(r), count(r.get("eval_episodes"))] for r in run.evaluations]
+    if run.measure is SUCCESS:
+        head.append("Success at any step")
+        for row, record in zip(rows, run.evaluations, strict=True):
+            row.append(percent(record.get("success_rate_any")))
+    table = number_table(head, rows)
     return details("All evaluations", tag("p", run.source, class_="note"), table) if rows else join()
 
 

@@ -14,16 +14,20 @@ from inril_ray.report.records import (
     at,
     count,
     interval,
+    mapping,
     number,
     percent,
     points,
-    rate_text,
     read_records,
     read_tree,
+    result_text,
     source_label,
 )
+from inril_ray.statistics import Measure, measure_of
 from inril_ray.types import InrilError
 
+Curve = dict[float, tuple[float, float]]
+"""Iteration to (environment steps, value)."""
 COLORS = ("s2", "s1", "s3", "s0")
 
 
@@ -43,9 +47,13 @@ class Arm:
         values = self.values.get(name)
         return [v for x in values if (v := number(x)) is not None] if isinstance(values, list) else []
 
-    def curves(self, metric: str, scale: float = 1.0) -> list[Points]:
-        """Return a metric of every run against environment steps."""
-        return [p for r in self.records if (p := points(r, metric, scale))]
+    def curves(self, metric: str, scale: float = 1.0) -> list[Curve]:
+        """Return a metric of every run that recorded it; of a repeated iteration the last value counts."""
+        found: list[Curve] = []
+        for records in self.records:
+            curve = {number(r.get("iteration")): p for r in records for p in points([r], metric, scale)}
+            found.append({iteration: p for iteration, p in curve.items() if iteration is not None})
+        return [curve for curve in found if curve]
 
 
 def write_verdict_report(verdict_dir: Path) -> Path:
@@ -65,16 +73,17 @@ def write_verdict_report(verdict_dir: Path) -> Path:
         raise InrilError(f"{verdict_dir} holds no verdict: {problem or 'verdict.json has no arms.'}")
     arms, missing = read_arms(verdict_dir, result["arms"])
     source = source_label(result.get("demos"))
+    measure = measure_of(mapping(result.get("base")))
     title = f"Verdict: {result.get('task', 'unknown task')}, {result.get('algorithm', 'unknown algorithm')}"
     document = page(
         title,
         tag("h1", title),
         *_sentences(result),
-        _conditions(result, source),
+        _conditions(result, arms, source),
         *(tag("p", sentence, class_="missing") for sentence in missing),
-        _arms(result, arms, source),
-        _comparisons(result, arms),
-        _curves(result, arms, source),
+        _arms(result, arms, source, measure),
+        _comparisons(result, arms, measure),
+        _curves(arms, source, measure),
         _provenance(result, arms),
     )
     return write_page(verdict_dir / "report.html", document)
@@ -104,14 +113,13 @@ def _sentences(result: dict[str, Any]) -> list[Html]:
     return [tag("p", sentence, class_="headline") for sentence in shown]
 
 
-def _conditions(result: dict[str, Any], source: str) -> Html:
+def _conditions(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Html:
     seeds = result.get("seeds") or []
     return tag(
         "p",
         tag("span", source, class_="label"),
         f" {len(seeds)} paired seeds ({', '.join(map(str, seeds))}); every run starts from the same cloned policy, "
-        "makes "
-        f"{count(result.get('env_steps'))} environment steps and is evaluated on "
+        f"makes {_spread(_env_steps(arms))} environment steps and is evaluated on "
         f"{count(result.get('episodes_per_run'))} episodes. "
         "Unless said otherwise, intervals are 95 % stratified bootstrap intervals over seeds. Evaluation starts from "
         "initial states disjoint from those of training.",
@@ -119,16 +127,19 @@ def _conditions(result: dict[str, Any], source: str) -> Html:
     )
 
 
-def _arms(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Html:
+def _arms(result: dict[str, Any], arms: Sequence[Arm], source: str, measure: Measure) -> Html:
+    unit, iqms = measure.unit, [at(a.values, "iqm", "value") for a in arms]
     rows: list[list[Any]] = [
-        ["Interquartile mean of success", *(tag("strong", percent(at(a.values, "iqm", "value"))) for a in arms)],
-        ["95 % interval (%)", *(interval(at(a.values, "iqm", "low"), at(a.values, "iqm", "high")) for a in arms)],
+        [f"Interquartile mean of {measure.word}", *(tag("strong", percent(value, unit)) for value in iqms)],
+        ["95 % interval", *(interval(at(a.values, "iqm", "low"), at(a.values, "iqm", "high")) for a in arms)],
     ]
     for i, seed in enumerate(result.get("seeds") or []):
         scores = [a.numbers("scores") for a in arms]
-        rows.append([f"Success, seed {seed}", *(percent(s[i]) if i < len(s) else "–" for s in scores)])
+        rows.append(
+            [f"{measure.word.capitalize()}, seed {seed}", *(percent(s[i], unit) if i < len(s) else "–" for s in scores)]
+        )
     rows += [
-        ["Env steps per run", *(count(result.get("env_steps")) for _ in arms)],
+        ["Env steps per run", *(_spread(a.numbers("env_steps")) for a in arms)],
         ["RL gradient steps per run", *(_spread(a.numbers("rl_updates")) for a in arms)],
         ["IL gradient steps per run", *(_spread(a.numbers("il_updates")) for a in arms)],
         ["Seconds per run", *(_spread(a.numbers("seconds")) for a in arms)],
@@ -138,25 +149,26 @@ def _arms(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Html:
         Group(
             label=a.label,
             values=[100 * s for s in a.numbers("scores")],
-            center=_hundred(at(a.values, "iqm", "value")),
+            center=_hundred(iqm),
             low=_hundred(at(a.values, "iqm", "low")),
             high=_hundred(at(a.values, "iqm", "high")),
             color=a.color,
         )
-        for a in arms
+        for a, iqm in zip(arms, iqms, strict=True)
     ]
-    base = _hundred(at(result, "base", "success_rate"))
+    base = _hundred(at(result, "base", "score"))
     chart = dot_chart(
-        "Final success rate by arm",
-        "Success rate (%)",
+        f"Final {measure.name} by arm",
+        measure.axis,
         groups,
         None if base is None else (base, "base policy"),
         f"{source}; {count(result.get('episodes_per_run'))} episodes per run",
+        measure.axis_range,
     )
     episodes = count(at(result, "base", "eval_episodes"))
     base_note = (
-        f"Base policy, which every run starts from: {rate_text(result.get('base'))}, {episodes} episodes "
-        "(Wilson interval; evaluated at the first seed)."
+        f"Base policy, which every run starts from: {result_text(result.get('base'))}, {episodes} episodes "
+        f"({measure.interval}; evaluated at the first seed)."
     )
     spent = tag("p", _gradient_steps(arms), class_="note")
     return section(
@@ -174,7 +186,7 @@ def _gradient_steps(arms: Sequence[Arm]) -> str:
         if rl and il:
             parts.append(f"{arm.label} {count(sum(rl) / len(rl))} RL + {count(sum(il) / len(il))} IL")
     return (
-        "The arms make equal environment steps, not equal gradient steps: IN-RIL makes extra imitation steps. "
+        "Rollouts are equal in number and size, gradient steps are not: IN-RIL makes extra imitation steps. "
         f"Gradient steps per run, mean over seeds: {'; '.join(parts) or 'not recorded'}."
     )
 
@@ -184,6 +196,10 @@ def _hundred(value: Any) -> float | None:
     return None if found is None else 100 * found
 
 
+def _env_steps(arms: Sequence[Arm]) -> list[float]:
+    return [steps for arm in arms for steps in arm.numbers("env_steps")]
+
+
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return "not recorded"
@@ -191,7 +207,7 @@ def _spread(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _comparisons(result: dict[str, Any], arms: Sequence[Arm]) -> Html:
+def _comparisons(result: dict[str, Any], arms: Sequence[Arm], measure: Measure) -> Html:
     labels = {a.key: a.label for a in arms}
     compared = result.get("comparisons")
     compared = compared if isinstance(compared, dict) else {}
@@ -216,7 +232,7 @@ def _comparisons(result: dict[str, Any], arms: Sequence[Arm]) -> Html:
 
     rows: list[list[Any]] = [
         ["Verdict", *(tag("strong", str(at(c, "verdict"))) for c in cells)],
-        ["Difference of interquartile means (percentage points)", *(value(c) for c in cells)],
+        [f"Difference of interquartile means ({measure.points})", *(value(c) for c in cells)],
         ["… 95 % bootstrap interval over seeds", *(points_of(c, "difference") for c in cells)],
     ]
     if any(at(c, "t_interval") for c in cells):
@@ -235,14 +251,14 @@ def _comparisons(result: dict[str, Any], arms: Sequence[Arm]) -> Html:
     return section("The comparison", number_table(head, rows), tag("p", note, class_="note"))
 
 
-def _curves(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Html:
-    steps = number(result.get("env_steps"))
+def _curves(arms: Sequence[Arm], source: str, measure: Measure) -> Html:
+    steps = max(_env_steps(arms), default=None)
     note = "thin: runs; bold: mean over seeds"
-    success = Chart(
-        title="Success rate in evaluation",
-        y_label="Success rate (%)",
-        series=arm_series(arms, "success_rate", 100.0),
-        y_range=(0.0, 100.0),
+    scores = Chart(
+        title=f"{measure.name.capitalize()} in evaluation",
+        y_label=measure.axis,
+        series=arm_series(arms, "score", 100.0),
+        y_range=measure.axis_range,
         x_max=steps,
         note=f"{source}; {note}",
     )
@@ -254,7 +270,7 @@ def _curves(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Html:
         reference=(0.0, ""),
         note=f"−cos(g_IL, g_RL), corrected for noise; {note}",
     )
-    return section("The runs", tag("div", line_chart(success), line_chart(rho), class_="charts"))
+    return section("The runs", tag("div", line_chart(scores), line_chart(rho), class_="charts"))
 
 
 def arm_series(arms: Sequence[Arm], metric: str, scale: float = 1.0) -> list[Series]:
@@ -263,7 +279,14 @@ def arm_series(arms: Sequence[Arm], metric: str, scale: float = 1.0) -> list[Ser
     for i, arm in enumerate(arms):
         curves = arm.curves(metric, scale)
         runs.extend(
-            Series(label=arm.label, points=curve, color=arm.color, look="thin", marked=False, in_legend=False)
+            Series(
+                label=arm.label,
+                points=list(curve.values()),
+                color=arm.color,
+                look="thin",
+                marked=False,
+                in_legend=False,
+            )
             for curve in curves
         )
         look = "bold dashed" if i == 0 else "bold"
@@ -272,13 +295,11 @@ def arm_series(arms: Sequence[Arm], metric: str, scale: float = 1.0) -> list[Ser
     return runs + means
 
 
-def mean_curve(curves: Sequence[Points]) -> Points:
-    """Return the mean of curves where every one of them has a value; of repeated steps the last value counts."""
-    if not curves:
-        return []
-    by_steps = [dict(curve) for curve in curves]
-    shared = sorted(set.intersection(*(set(c) for c in by_steps)))
-    return [(steps, sum(c[steps] for c in by_steps) / len(by_steps)) for steps in shared]
+def mean_curve(curves: Sequence[Curve]) -> Points:
+    """Return the mean of curves, of steps and of values, at the iterations that all of them have."""
+    shared = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
+    groups = [list(zip(*(c[iteration] for c in curves), strict=True)) for iteration in shared]
+    return [(sum(steps) / len(steps), sum(values) / len(values)) for steps, values in groups]
 
 
 def _provenance(result: dict[str, Any], arms: Sequence[Arm]) -> Html:

@@ -1,4 +1,4 @@
-"""A progress bar with success rate, speed and time left; plain lines where there is no terminal."""
+"""A progress bar with score, speed and time left; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from inril_ray.statistics import score_text
 from inril_ray.tracking.base import TrackerContext
 
 
@@ -19,7 +20,7 @@ class ConsoleTracker:
         self._total = context.num_iterations
         self._start = time.monotonic()
         self._first: int | None = None
-        self._success = "success –"
+        self._score = "not evaluated"
         self._progress: Progress | None = None
         if self._console.is_terminal:
             progress = self._progress = Progress(
@@ -36,14 +37,16 @@ class ConsoleTracker:
             progress.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Show the newest success rate, speed and time left."""
+        """Show the newest score, speed and time left."""
         iteration = int(metrics.get("iteration", 0))
-        if "success_rate" in metrics:
-            low, high = metrics["success_rate_low"], metrics["success_rate_high"]
-            self._success = f"success {100 * metrics['success_rate']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-        note = self._success
+        if "score" in metrics:
+            self._score = score_text(metrics)
+        note = self._score
+        if "train_success_rate" in metrics:
+            note += f" | train {100 * metrics['train_success_rate']:.0f} %"
+        elif "train_return" in metrics:
+            note += f" | train return {metrics['train_return']:.0f}"
         if "env_steps_per_s" in metrics:
-            note += f" | train {100 * metrics.get('train_success_rate', 0.0):.0f} %"
             note += f" | {metrics['env_steps_per_s']:.0f} env-steps/s"
         if "rho" in metrics:
             note += f" | rho {metrics['rho']:+.2f}"

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from inril_ray import envs
+from inril_ray.demos.episodes import RecordedEpisode
+from inril_ray.demos.formats.d4rl_hdf5 import write
 from inril_ray.experiment import load_config
+from inril_ray.report import write_run_report
 from inril_ray.run import LocalBackend, read_config, run
 from inril_ray.types import InrilError
 from tests.integration.comparison import differences, measured, state
@@ -104,3 +109,31 @@ def test_stock_simulator_runs(tmp_path: Path) -> None:
     assert fast["env_steps"] == stock["env_steps"]
     a, b = measured(tmp_path / "fast")[1], measured(tmp_path / "stock")[1]
     assert a["grad_norm_rl"] == pytest.approx(b["grad_norm_rl"], rel=1e-2)
+
+
+def test_a_task_without_success_is_run_by_its_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, rng = envs.spec("gym/hopper"), np.random.default_rng(0)
+    episodes = [
+        RecordedEpisode(
+            obs=rng.normal(size=(20, spec.obs_dim)),
+            next_obs=rng.normal(size=(20, spec.obs_dim)),
+            actions=rng.uniform(-1, 1, (20, spec.action_dim)),
+            rewards=rng.normal(size=20),
+        )
+        for _ in range(3)
+    ]
+    write(tmp_path / "hopper.hdf5", episodes, env_name="Hopper", semantics=spec.semantics, source={"kind": "rl"})
+    short = {"task": "gym/hopper", "demos": str(tmp_path / "hopper.hdf5"), "env": {"max_episode_steps": 20}}
+    summary = run(load_config([TINY, short]), tmp_path / "run", LocalBackend)
+    outcomes = [summary["base"], *(r for r in measured(tmp_path / "run") if "score" in r), summary["final"]]
+    assert len(outcomes) == 5
+    worst, best = spec.score_range
+    for outcome in outcomes:
+        assert outcome["score"] == pytest.approx((outcome["eval_return"] - worst) / (best - worst))
+        assert outcome["score_low"] < outcome["score"] < outcome["score_high"]
+    assert summary["best"]["score"] == max(o["score"] for o in outcomes)
+    assert len(summary["final"]["outcomes"]) == 6
+    assert any("train_return" in r for r in measured(tmp_path / "run"))
+    assert not [name for r in measured(tmp_path / "run") for name in r if "success" in name]
+    assert "Final policy: score" in capsys.readouterr().out
+    assert "Score in evaluation" in write_run_report(tmp_path / "run").read_text()

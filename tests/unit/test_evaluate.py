@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from inril_ray.envs.chunking import ChunkedEnv
-from inril_ray.evaluate import Evaluator, evaluation_metrics
+from inril_ray.evaluate import Evaluator, episode_scores, evaluation_metrics
 from inril_ray.statistics import rate
 from inril_ray.types import EpisodeStats, InrilError
-from tests.fakes import TINY_POLICY, FakeEnv, tiny_policy
+from tests.fakes import TINY_POLICY, FakeEnv, fake_spec, tiny_policy
 
 FIELDS = ("envs", "returns", "lengths", "success", "success_any")
 POLICY = {"prediction_horizon": 2}
@@ -166,17 +169,22 @@ def test_an_environment_that_always_breaks_is_an_error() -> None:
         evaluate.evaluate(policy(), 3)
 
 
+STATS = EpisodeStats(
+    envs=np.arange(4),
+    returns=np.array([1.0, 0.0, 3.0, 0.0], np.float32),
+    lengths=np.full(4, 10),
+    success=np.array([True, False, False, False]),
+    success_any=np.array([True, False, True, False]),
+)
+
+
 def test_metrics_count_and_bound() -> None:
-    stats = EpisodeStats(
-        envs=np.arange(4),
-        returns=np.array([1.0, 0.0, 3.0, 0.0], np.float32),
-        lengths=np.full(4, 10),
-        success=np.array([True, False, False, False]),
-        success_any=np.array([True, False, True, False]),
-    )
-    metrics = evaluation_metrics(stats)
+    metrics = evaluation_metrics(STATS, fake_spec())
     interval = rate(1, 4)
     assert metrics == {
+        "score": 0.25,
+        "score_low": interval.low,
+        "score_high": interval.high,
         "success_rate": 0.25,
         "success_rate_low": interval.low,
         "success_rate_high": interval.high,
@@ -185,3 +193,21 @@ def test_metrics_count_and_bound() -> None:
         "eval_return": 1.0,
     }
     assert metrics["success_rate_low"] < 0.25 < metrics["success_rate_high"]
+    assert episode_scores(STATS, fake_spec()).tolist() == [1, 0, 0, 0]
+
+
+def test_metrics_of_a_task_without_success() -> None:
+    spec = dataclasses.replace(fake_spec(), score_range=(-1.0, 3.0))
+    assert episode_scores(STATS, spec).tolist() == [0.5, 0.25, 1.0, 0.25]
+    metrics = evaluation_metrics(STATS, spec)
+    # t at 0.975 with 3 degrees of freedom; the standard deviation of the four scores is sqrt(0.125).
+    half = 3.182446305284263 * math.sqrt(0.125) / 2
+    assert metrics == pytest.approx(
+        {"score": 0.5, "score_low": 0.5 - half, "score_high": 0.5 + half, "eval_episodes": 4.0, "eval_return": 1.0}
+    )
+
+
+def test_one_episode_without_success_has_an_interval_of_no_width() -> None:
+    spec = dataclasses.replace(fake_spec(), score_range=(-1.0, 3.0))
+    metrics = evaluation_metrics(evaluator(range(1), 1).evaluate(policy(), 1), spec)
+    assert metrics["score_low"] == metrics["score"] == metrics["score_high"] == (metrics["eval_return"] + 1) / 4

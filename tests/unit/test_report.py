@@ -29,20 +29,30 @@ VERSIONS = {"inril_ray": "0.1.0", "torch": "2.15.0"}
 
 def outcome(successes, episodes, low, high):
     outcomes = [1] * successes + [0] * (episodes - successes)
-    rates = {"success_rate": successes / episodes, "success_rate_low": low, "success_rate_high": high}
-    return {**rates, "success_rate_any": successes / episodes, "eval_episodes": float(episodes), "outcomes": outcomes}
+    ends = {"": successes / episodes, "_low": low, "_high": high}
+    rates = {f"{name}{end}": value for name in ("score", "success_rate") for end, value in ends.items()}
+    counts = {"eval_episodes": float(episodes), "eval_return": 2.0, "outcomes": outcomes}
+    return {**rates, "success_rate_any": successes / episodes, **counts}
+
+
+def scored(score, low, high, mean_return):
+    ends = {"score": score, "score_low": low, "score_high": high}
+    return {**ends, "eval_episodes": 3.0, "eval_return": mean_return, "outcomes": [score - 0.1, score, score + 0.1]}
 
 
 BASE, FINAL = outcome(48, 100, 0.385, 0.577), outcome(85, 100, 0.767, 0.907)
+MIDDLE = outcome(30, 50, 0.5, 0.7)
+SCORED_BASE, SCORED_FINAL = scored(0.351, 0.302, 0.4, 1122.4), scored(1.031, 0.981, 1.081, 3335.0)
+SCORED_RECORDS = {"base": SCORED_BASE, "middle": scored(0.6, 0.5, 0.7, 1932.0), "train": "train_return"}
 
 
-def records(last=6, steps=5000):
-    made = [{"iteration": 0, "env_steps": 0, **{k: v for k, v in BASE.items() if k != "outcomes"}}]
+def records(last=6, steps=5000, base=BASE, middle=MIDDLE, train="train_success_rate"):
+    made = [{"iteration": 0, "env_steps": 0, **{k: v for k, v in base.items() if k != "outcomes"}}]
     for i in range(1, last + 1):
         record = {
             "iteration": i,
             "env_steps": i * steps,
-            "train_success_rate": 0.3 + 0.05 * i,
+            train: 0.3 + 0.05 * i,
             "rho": 0.1 * (-1) ** i,
             "conflict_rate": 0.4,
             "il_probe_loss": 0.5 / i,
@@ -56,12 +66,12 @@ def records(last=6, steps=5000):
             "rl_s": 1.0,
         }
         if i % 3 == 0:
-            record |= {"success_rate": 0.6, "success_rate_low": 0.5, "success_rate_high": 0.7, "eval_episodes": 50.0}
+            record |= {k: v for k, v in middle.items() if k != "outcomes"}
         made.append(record)
     return made
 
 
-def write_run(folder, *, task="robomimic/lift", final=FINAL, finished=True, lines=None):
+def write_run(folder, *, task="robomimic/lift", base=BASE, final=FINAL, finished=True, lines=None):
     folder.mkdir(parents=True, exist_ok=True)
     demos = {"source": "scripted", "source_file": "lift_scripted.hdf5", "content_hash": "e6526078dd3a66c9"}
     interleave = {"every": 7, "il_steps": "matched"}
@@ -75,9 +85,9 @@ def write_run(folder, *, task="robomimic/lift", final=FINAL, finished=True, line
         "every": 7,
         "config_hash": "ecd2c5dd1cec",
         "demos": {"source": "scripted", "file": "lift_scripted.hdf5", "hash": "e6526078dd3a66c9"},
-        "base": BASE,
+        "base": base,
         "final": final,
-        "best": {"iteration": 4, **FINAL},
+        "best": {"iteration": 4, **final},
         "cloning": {"bc_loss": 0.12, "bc_loss_held_out": 0.15},
         "iterations": 6,
         "env_steps": 30000,
@@ -104,6 +114,7 @@ def write_verdict(folder, seeds=(0, 1, 2), *, label="IN-RIL", runs=True):
             "label": label if arm == "inril" else "RL only",
             "overrides": {"schedule": "rl_only"} if arm == "rl_only" else {},
             "scores": values,
+            "env_steps": [30000, 30000, 30000] if arm == "rl_only" else [29990, 30000, 29995],
             "rl_updates": [1210, 1210, 1210],
             "il_updates": [0, 0, 0] if arm == "rl_only" else [340, 340, 343],
             "seconds": [400.0, 410.0, 420.0],
@@ -124,7 +135,7 @@ def write_verdict(folder, seeds=(0, 1, 2), *, label="IN-RIL", runs=True):
         "algorithm": "dppo",
         "demos": {"source": "scripted", "file": "lift_scripted.hdf5", "hash": "e6526078dd3a66c9"},
         "seeds": list(seeds),
-        "env_steps": 30000,
+        "iterations": 6,
         "episodes_per_run": 100,
         "base": {k: v for k, v in BASE.items() if k != "outcomes"},
         "arms": arms,
@@ -177,14 +188,20 @@ def read(path):
     return reader
 
 
+def flattened(page):
+    return page.flat.replace("( ", "(").replace(" .", ".").replace("  ", " ")
+
+
 def test_run_report_holds_the_numbers(tmp_path):
     path = write_run_report(write_run(tmp_path / "run"))
     assert path == tmp_path / "run" / "report.html"
     assert not list(path.parent.glob(".*partial"))
     page = read(path)
     for expected in (
-        "base policy 48.0 % [38.5, 57.7] (100 episodes)",
-        "final policy 85.0 % [76.7, 90.7] (100 episodes)",
+        "Base policy: success 48.0 % [38.5, 57.7] (100 episodes)",
+        "final policy: success 85.0 % [76.7, 90.7] (100 episodes)",
+        "95 % Wilson intervals over evaluation episodes",
+        "success 85.0 % [76.7, 90.7] at iteration 4",
         "The two intervals are disjoint.",
         "37 went from failure to success, 0 from success to failure",
         "scripted demonstrations",
@@ -202,10 +219,29 @@ def test_run_report_holds_the_numbers(tmp_path):
         "share of minibatch pairs whose gradients oppose each other",
         '"il_steps": "matched"',
     ):
-        assert expected in page.flat.replace("( ", "("), expected
+        assert expected in flattened(page), expected
     assert len(page.labels) == 6
     assert all("against environment steps" in label for label in page.labels)
     assert "missing" not in page.flat
+
+
+def test_run_report_of_a_task_without_success(tmp_path):
+    lines = records(**SCORED_RECORDS)
+    write_run(tmp_path, task="gym/hopper", base=SCORED_BASE, final=SCORED_FINAL, lines=lines)
+    page = flattened(read(write_run_report(tmp_path)))
+    for expected in (
+        "Base policy: score 35.1 [30.2, 40.0] (return 1122) (3 episodes) → "
+        "final policy: score 103.1 [98.1, 108.1] (return 3335) (3 episodes)",
+        "The two intervals are disjoint.",
+        "95 % Student-t intervals over evaluation episodes",
+        "score 103.1 [98.1, 108.1] (return 3335) at iteration 4",
+        "chosen by the score shown",
+        "Score (0: random policy, 100: expert)",
+        "Return in training",
+        "30 000 score 60.0 [50.0, 70.0] (return 1932)",
+    ):
+        assert expected in page, expected
+    assert "success" not in page.lower().split("metric glossary")[0]
 
 
 def test_glossary_names_only_metrics_that_occur(tmp_path):
@@ -237,8 +273,8 @@ def test_crashed_run_says_what_is_missing(tmp_path):
         file.write('{"env_steps": 350')
     page = read(write_run_report(tmp_path))
     assert "summary.json is missing. The run has not finished" in page.flat
-    assert "base policy succeeds in 48.0 %" in page.flat
-    assert "after 30 000 environment steps: 60.0 % [50.0, 70.0]" in page.flat
+    assert "Base policy: success 48.0 %" in page.flat
+    assert "after 30 000 environment steps: success 60.0 % [50.0, 70.0]" in page.flat
     assert "18.00" in page.flat  # seconds so far
     assert "scripted demonstrations" in page.flat
 
@@ -298,7 +334,8 @@ def test_verdict_report_holds_the_numbers(tmp_path):
         "78.3 %",
         "[70.0, 85.0]",
         "Success, seed 2",
-        "30 000",
+        "makes 29 990 to 30 000 environment steps",
+        "Env steps per run 30 000 29 990 to 30 000",
         "340 to 343",
         "400 to 420",
         "RL only 1 210 RL + 0 IL; IN-RIL 1 210 RL + 341 IL",
@@ -308,7 +345,7 @@ def test_verdict_report_holds_the_numbers(tmp_path):
         "[+20.0, +25.0]",
         "[+16.1, +30.5]",
         "1.00 [0.91, 1.00]",
-        "48.0 % [38.5, 57.7], 100 episodes",
+        "success 48.0 % [38.5, 57.7], 100 episodes (95 % Wilson interval; evaluated at the first seed)",
         "schedule = rl_only",
         "700753edbacb",
     ):
@@ -317,6 +354,31 @@ def test_verdict_report_holds_the_numbers(tmp_path):
     assert "RL only: 55.0, 60.0, 50.0" in page.labels[0]
     assert "IN-RIL, mean" in page.labels[1]
     assert "missing" not in page.flat
+
+
+def test_verdict_report_of_a_task_without_success(tmp_path):
+    write_verdict(tmp_path, runs=False)
+    result = json.loads((tmp_path / "verdict.json").read_text())
+    result["arms"]["inril"]["scores"] = [1.08, 1.02, 0.97]
+    result["arms"]["inril"]["iqm"] = {"value": 1.023, "low": 0.97, "high": 1.08}
+    result["base"] = {k: v for k, v in SCORED_BASE.items() if k != "outcomes"}
+    result["comparisons"]["inril"]["sentence"] = "IN-RIL helps: its score differs from RL only's by +45.0 points."
+    for arm in result["arms"].values():
+        for name in arm["runs"]:
+            write_run(tmp_path / name, base=SCORED_BASE, final=SCORED_FINAL, lines=records(**SCORED_RECORDS))
+    (tmp_path / "verdict.json").write_text(json.dumps(result))
+    page = read(write_verdict_report(tmp_path))
+    for expected in (
+        "Interquartile mean of score 55.0 102.3",
+        "Score, seed 0 55.0 108.0",
+        "score 35.1 [30.2, 40.0] (return 1122), 3 episodes (95 % Student-t interval",
+        "Difference of interquartile means (points) +23.3",
+        "Score (0: random policy, 100: expert)",
+        "120",  # the axis goes beyond 100
+    ):
+        assert expected in page.flat, expected
+    assert "success" not in page.flat.lower()
+    assert "RL only, mean: 3 values, first 35.1, last 60" in page.labels[1]
 
 
 def test_verdict_without_runs_and_with_hostile_text(tmp_path):
@@ -342,8 +404,9 @@ def test_imitation_iterations_are_those_that_added_updates():
     assert imitation_steps(made) == [20, 40]
 
 
-def test_mean_curve_uses_shared_steps_only():
-    assert mean_curve([[(0, 1.0), (5, 2.0)], [(0, 3.0), (5, 4.0), (9, 9.0)]]) == [(0, 2.0), (5, 3.0)]
+def test_mean_curve_uses_shared_iterations_only():
+    curves = [{0: (0, 1.0), 2: (5, 2.0)}, {0: (0, 3.0), 2: (7, 4.0), 3: (9, 9.0)}]
+    assert mean_curve(curves) == [(0, 2.0), (6, 3.0)]
     assert mean_curve([]) == []
 
 

@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from inril_ray.statistics import interquartile_mean, probability_of_improvement, rate, stratified_bootstrap
+from inril_ray.statistics import (
+    interquartile_mean,
+    mean_estimate,
+    probability_of_improvement,
+    rate,
+    score_text,
+    stratified_bootstrap,
+)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (1, 3), (96, 200), (199, 200)])
@@ -21,8 +28,21 @@ def test_wilson_interval(successes, trials):
     assert result.value == p
 
 
-def test_a_rate_prints_with_its_interval():
-    assert str(rate(96, 200)) == "48.0 % [41.2, 54.9], 200 episodes"
+def test_mean_estimate_is_students_t():
+    estimate = mean_estimate(np.array([1.0, 2.0, 6.0]))
+    half = 4.302652729911275 * math.sqrt(7.0 / 3)  # t at 0.975 with 2 degrees of freedom; variance 7
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((3.0, 3.0 - half, 3.0 + half))
+
+
+def test_mean_estimate_of_one_value_has_no_width():
+    estimate = mean_estimate(np.array([0.4], np.float32))
+    assert estimate.low == estimate.value == estimate.high == pytest.approx(0.4)
+
+
+def test_results_in_words():
+    score = {"score": 0.35149, "score_low": -0.302, "score_high": 0.40, "eval_return": 1129.7}
+    assert score_text(score) == "score 35.1 [-30.2, 40.0] (return 1130)"
+    assert score_text({**score, "success_rate": 0.35149}) == "success 35.1 % [-30.2, 40.0]"
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 4)])

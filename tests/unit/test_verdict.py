@@ -1,0 +1,78 @@
+"""The verdict: what is compared, and the words for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inril_ray.statistics import SCORE, SUCCESS
+from inril_ray.types import InrilError
+from inril_ray.verdict import compare, judge, result_lines
+
+PATHS = {arm: [f"{arm}_seed{s}" for s in range(3)] for arm in ("rl_only", "inril")}
+
+
+def summaries(scores: dict[str, list[float]], *, has_success: bool) -> dict[str, list[dict[str, Any]]]:
+    def outcome(score: float) -> dict[str, float]:
+        found = {"score": score, "score_low": score, "score_high": score, "eval_episodes": 4.0, "eval_return": 7.0}
+        return found | ({"success_rate": score} if has_success else {})
+
+    return {
+        arm: [
+            {
+                "iterations": 2,
+                "env_steps": 100 + round(100 * score),  # episodes that end early cut chunks short
+                "base": outcome(0.1),
+                "final": outcome(score),
+                "counters": {"rl_updates": 1, "il_updates": 0},
+                "seconds_by_phase": {"rl": 1.0},
+            }
+            for score in values
+        ]
+        for arm, values in scores.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("has_success", "expected"),
+    [
+        (
+            True,
+            "IN-RIL helps: its success rate differs from RL only's by +40.3 percentage points [+40.0, +41.0] over 3 "
+            "paired seeds.",
+        ),
+        (
+            False,
+            "IN-RIL helps: its score differs from RL only's by +40.3 points [+40.0, +41.0] over 3 paired seeds.",
+        ),
+    ],
+)
+def test_the_final_scores_are_compared(has_success: bool, expected: str) -> None:
+    scores = {"rl_only": [0.5, 0.5, 0.5], "inril": [0.9, 0.9, 0.91]}
+    result = compare(summaries(scores, has_success=has_success), PATHS, range(3))
+    assert result["arms"]["inril"]["scores"] == scores["inril"]
+    assert result["arms"]["inril"]["env_steps"] == [190, 190, 191]
+    lines = result_lines(result)
+    assert lines[-1] == expected
+    unit = " %" if has_success else ""
+    assert lines[0] == f"RL only  interquartile mean 50.0{unit} [50.0, 50.0]  (seeds: 50.0, 50.0, 50.0)"
+
+
+@pytest.mark.parametrize("measure", [SUCCESS, SCORE])
+def test_a_side_is_taken_only_if_both_intervals_exclude_zero(measure: Any) -> None:
+    control = np.array([0.5, 0.5, 0.5])
+    assert judge(control - np.array([0.2, 0.21, 0.22]), control, "A", "B", measure)["verdict"] == "hurts"
+    unsure = judge(control + np.array([0.01, 0.2, 0.4]), control, "A", "B", measure)
+    assert unsure["difference"]["low"] > 0 > unsure["t_interval"]["low"]
+    assert unsure["verdict"] == "can't tell yet"
+    assert unsure["sentence"].startswith("Can't tell yet: A differs from B by ")
+    assert "more paired seeds would tell" in unsure["sentence"]
+
+
+def test_runs_of_unequal_length_are_not_compared() -> None:
+    runs = summaries({"rl_only": [0.1, 0.2, 0.3], "inril": [0.1, 0.2, 0.3]}, has_success=False)
+    runs["inril"][1]["iterations"] = 1
+    with pytest.raises(InrilError, match=r"differ in iterations \(\[1, 2\]\)"):
+        compare(runs, PATHS, range(3))
