@@ -34,10 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InrilError as error:
         print(f"inril: {error}", file=sys.stderr)
         return 1
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        print(f"inril: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("inril: interrupted; go on with: inril train --resume RUN_DIRECTORY", file=sys.stderr)
+        again = {"_train": "inril train --resume RUN_DIRECTORY"}.get(arguments.command.__name__, "the same command")
+        print(f"inril: interrupted; go on with: {again}", file=sys.stderr)
         return 130
     return 0
 
@@ -316,7 +320,8 @@ def _demos_download(arguments: argparse.Namespace) -> None:
     from inril_ray.demos.download import download, source
 
     file = download(source(arguments.task, arguments.variant), arguments.out)
-    print(f"Use it: inril train --task {arguments.task} --demos {file}")
+    rules = " --set env.semantics=v141" if file.stem.endswith("v141") else ""
+    print(f"Use it: inril train --task {arguments.task} --demos {file}{rules}")
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -52,7 +52,7 @@ def record(
         quality: settings of the demonstrator.
         num_envs: environments stepped together, no more than ``num_demos``; part of what fixes the file.
         max_steps: give an episode up, or end it, after so many control steps; None takes the task's limit.
-        tail_steps: steps kept after the first success, as in teleoperated data.
+        tail_steps: steps kept after the first success, as in teleoperated data; they may go beyond ``max_steps``.
         say: takes progress.
 
     Returns:
@@ -69,6 +69,12 @@ def record(
         raise InrilError(f"held_out = {held_out}: {FORMATS[suite]}, the format of {task}, has no mask for them; use 0.")
     if path.exists() and suite in ("fetch", "adroit"):
         raise InrilError(f"{path} exists; Minari's format is a directory, which must be new.")
+    if path.is_dir() and suite not in ("fetch", "adroit"):
+        raise InrilError(f"{path} is a directory; {FORMATS[suite]} is one file.")
+    for name, value, least in (("seed", seed, 0), ("max_steps", 1 if max_steps is None else max_steps, 1)):
+        if value < least:
+            raise InrilError(f"{name} = {value}: must be at least {least}.")
+    path.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may take minutes
     num_envs = min(num_envs, num_demos)
     style = build(demonstrator.Config, quality or {}, "quality")
     limit = max_steps or envs.spec(task, EnvConfig()).max_episode_steps

@@ -199,6 +199,8 @@ def run(
     saved, warnings = checkpoint.read_latest(run_dir / "checkpoints") if resume else (None, [])
     for warning in warnings:
         say(f"Passed over: {warning}")
+    for warning in demos.info.metadata.get("warnings", ()):
+        say(f"Demonstrations: {warning}")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(
         run_dir / "config.json",

@@ -31,6 +31,8 @@ class Source:
     """Checksum, where its publisher states one that does not come with the file."""
 
 
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+"""First bytes of every file that is downloaded here."""
 STANFORD = "http://downloads.cs.stanford.edu/downloads/rt_benchmark"
 ROBOMIMIC = "https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/v1.5"
 D4RL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
@@ -111,7 +113,13 @@ def download(where: Source, folder: Path, say: Callable[[str], None] = print) ->
     if known is not None and found != known:
         partial.unlink()
         raise InrilError(f"{where.url}: SHA-256 is {found}, {known} is expected. The file was deleted; try again.")
+    with partial.open("rb") as file:
+        begins = file.read(len(HDF5_SIGNATURE))
+    if begins != HDF5_SIGNATURE:
+        partial.unlink()
+        raise InrilError(f"{where.url} is no HDF5 file; it begins with {begins!r}. It was deleted.")
     os.replace(partial, target)
+    partial.with_name(f"{partial.name}.version").unlink(missing_ok=True)
     record.write_text(f"{found}  {where.name}\n")
     say(f"{target}: {target.stat().st_size} bytes, SHA-256 {found}{'' if known else ' (not stated by the server)'}")
     return target
@@ -123,8 +131,11 @@ def _fetch(where: Source, partial: Path, say: Callable[[str], None]) -> str | No
     redirects = _Redirects()
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(where.url, headers={"User-Agent": "inril_ray", "Accept-Encoding": "identity"})
+    version = partial.with_name(f"{partial.name}.version")
     if have:
         request.add_header("Range", f"bytes={have}-")
+        if version.is_file():  # a file that has changed meanwhile is sent from its beginning
+            request.add_header("If-Range", version.read_text())
     try:
         answer = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
@@ -147,6 +158,11 @@ def _fetch(where: Source, partial: Path, say: Callable[[str], None]) -> str | No
         total = start + int(length) if length.isdigit() else None
         size = f"{total / 1e6:.1f} MB" if total else "unknown size"
         say(f"{where.url}: {size}" + (f", going on at {start / 1e6:.1f} MB" if start else ""))
+        mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+        if mark and not mark.startswith("W/"):
+            version.write_text(mark)
+        else:
+            version.unlink(missing_ok=True)
         problem = _copy(answer, partial, start)
     done = partial.stat().st_size
     if problem or total not in (None, done):

@@ -11,6 +11,7 @@ import pytest
 from inril_ray import envs
 from inril_ray.demos.episodes import RecordedEpisode
 from inril_ray.demos.formats.d4rl_hdf5 import write
+from inril_ray.envs.base import EnvConfig
 from inril_ray.experiment import load_config
 from inril_ray.report import write_run_report
 from inril_ray.run import LocalBackend, read_config, run
@@ -112,7 +113,7 @@ def test_stock_simulator_runs(tmp_path: Path) -> None:
 
 
 def test_a_task_without_success_is_run_by_its_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec, rng = envs.spec("gym/hopper"), np.random.default_rng(0)
+    spec, rng = envs.spec("gym/hopper", EnvConfig()), np.random.default_rng(0)
     episodes = [
         RecordedEpisode(
             obs=rng.normal(size=(20, spec.obs_dim)),
@@ -123,7 +124,8 @@ def test_a_task_without_success_is_run_by_its_score(tmp_path: Path, capsys: pyte
         for _ in range(3)
     ]
     write(tmp_path / "hopper.hdf5", episodes, env_name="Hopper", semantics=spec.semantics, source={"kind": "rl"})
-    short = {"task": "gym/hopper", "demos": str(tmp_path / "hopper.hdf5"), "env": {"max_episode_steps": 20}}
+    short = {"num_iterations": 2, "evaluation": {"every": 1}}
+    short |= {"task": "gym/hopper", "demos": str(tmp_path / "hopper.hdf5")}
     summary = run(load_config([TINY, short]), tmp_path / "run", LocalBackend)
     outcomes = [summary["base"], *(r for r in measured(tmp_path / "run") if "score" in r), summary["final"]]
     assert len(outcomes) == 5

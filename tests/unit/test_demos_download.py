@@ -14,10 +14,10 @@ import pytest
 
 from inril_ray.cli import main
 from inril_ray.demos import download as module
-from inril_ray.demos.download import SOURCES, Source, download, source
+from inril_ray.demos.download import HDF5_SIGNATURE, SOURCES, Source, download, source
 from inril_ray.types import InrilError
 
-CONTENT = bytes(range(256)) * 4096
+CONTENT = HDF5_SIGNATURE + bytes(range(256)) * 4096
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -28,6 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
     sent_at_most: int | None = None
     digest: str | None = None
     redirects = False
+    version: str | None = None
     requests: list[tuple[str, str | None]]
 
 
@@ -46,6 +47,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._digest()
             self.end_headers()
             return
+        if self.headers.get("If-Range", self.server.version) != self.server.version:
+            wanted = None  # the rest of another file is of no use
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.server.ranges else 0
         if start >= len(CONTENT):
             self.send_response(416)
@@ -59,6 +62,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if not self.server.redirects:
             self._digest()
+        if self.server.version:
+            self.send_header("ETag", self.server.version)
         self.end_headers()
         self.wfile.write(body[: self.server.sent_at_most])
 
@@ -100,7 +105,7 @@ def test_a_whole_download(server: Server, tmp_path: Path) -> None:
 
 def test_it_goes_on_where_it_was_interrupted(server: Server, tmp_path: Path) -> None:
     server.sent_at_most = 300_000
-    with pytest.raises(InrilError, match=r"sent 300000 of 1048576 bytes.*Run the command again"):
+    with pytest.raises(InrilError, match=rf"sent 300000 of {len(CONTENT)} bytes.*Run the command again"):
         download(at(server), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [".demos.hdf5.partial"]
     server.sent_at_most = None
@@ -216,3 +221,21 @@ def test_the_command(
     (tmp_path / "demos.hdf5").unlink()
     assert main([*command, "--variant", "mh"]) == 1
     assert "answered 404" in capsys.readouterr().err
+
+
+def test_a_file_that_changed_meanwhile_is_sent_from_its_beginning(server: Any, tmp_path: Path) -> None:
+    """The server is asked for the rest only if it is the rest of the same file."""
+    server.version, server.sent_at_most = '"v1"', 5000
+    with pytest.raises(InrilError, match="Run the command again"):
+        download(at(server), tmp_path)
+    (tmp_path / ".demos.hdf5.partial").write_bytes(b"x" * 5000)  # as if another file had been there
+    server.version, server.sent_at_most = '"v2"', None
+    assert download(at(server), tmp_path).read_bytes() == CONTENT
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demos.hdf5", "demos.hdf5.sha256"]
+
+
+def test_what_is_no_hdf5_file_is_deleted(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HDF5_SIGNATURE", b"another!")
+    with pytest.raises(InrilError, match=r"is no HDF5 file; it begins with b'.x89HDF"):
+        download(at(server), tmp_path)
+    assert not list(tmp_path.glob("*.hdf5"))

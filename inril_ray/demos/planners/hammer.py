@@ -7,9 +7,10 @@ them, average them with weights that fall exponentially with their cost, execute
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from scipy.spatial.transform import Rotation
 
 from inril_ray.config import config
@@ -37,7 +38,7 @@ class HammerPlannerConfig:
     """Standard deviation of the sampled actions, relative to the action range of 1."""
     temperature: PositiveFloat = 0.15
     """Of the weights, relative to the standard deviation of the costs."""
-    smoothness: float = 0.8
+    smoothness: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """Correlation of the sampled noise from step to step."""
 
 

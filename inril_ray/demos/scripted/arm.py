@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field, NonNegativeFloat
 
 from inril_ray.config import config
 from inril_ray.types import FloatArray
@@ -20,11 +23,11 @@ MAX_TURN = 0.3
 class ArmStyleConfig:
     """How a demonstrator behaves. Worse settings give sub-optimal, more varied demonstrations."""
 
-    noise: float = 0.15
+    noise: NonNegativeFloat = 0.15
     """Standard deviation of the correlated action noise, relative to the action range of 1."""
-    aim_error_m: float = 0.004
+    aim_error_m: NonNegativeFloat = 0.004
     """Standard deviation of the place on the object that each episode aims at."""
-    min_speed: float = 0.55
+    min_speed: Annotated[float, Field(gt=0, le=1)] = 0.55
     """Slowest of the speeds that episodes draw, relative to the fastest."""
 
 

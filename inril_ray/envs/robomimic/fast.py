@@ -38,9 +38,8 @@ class FastRobomimicEnv(SimVectorEnv):
     def __init__(
         self, task: RobomimicTask, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int
     ) -> None:
-        self._renderers: dict[
-            int, ModelRenderer
-        ] = {}  # first: gymnasium closes an environment whose construction failed
+        # First: gymnasium closes an environment whose construction failed.
+        self._renderers: dict[tuple[int, int, int], ModelRenderer] = {}
         super().__init__(task.spec(config), num_envs, seed, purpose, first_env)
         mujoco = import_mujoco()
         self.task, self._terminate_on_success = task, config.terminate_on_success
@@ -133,10 +132,11 @@ class FastRobomimicEnv(SimVectorEnv):
 
     def render_env(self, index: int, width: int = 320, height: int = 240) -> np.ndarray:
         """Return a picture [height, width, 3] of one environment."""
-        if index not in self._renderers:
+        key = (index, width, height)
+        if key not in self._renderers:
             model = import_mujoco().MjModel.from_xml_string(self.model_xml(index))
-            self._renderers[index] = agentview(model, width, height)
-        return self._renderers[index].render(self.physics.data[index].qpos)
+            self._renderers[key] = agentview(model, width, height)
+        return self._renderers[key].render(self.physics.data[index].qpos)
 
     def close_extras(self, **kwargs: object) -> None:
         """Free the renderers, which OpenGL no longer allows when the process ends."""

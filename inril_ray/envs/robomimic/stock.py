@@ -23,9 +23,8 @@ class StockRobomimicEnv(SimVectorEnv):
     def __init__(
         self, task: RobomimicTask, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int
     ) -> None:
-        self._renderers: dict[
-            int, ModelRenderer
-        ] = {}  # first: gymnasium closes an environment whose construction failed
+        # First: gymnasium closes an environment whose construction failed.
+        self._renderers: dict[tuple[int, int, int], ModelRenderer] = {}
         self.envs: list[Any] = []
         super().__init__(task.spec(config), num_envs, seed, purpose, first_env)
         self.task, self._terminate_on_success = task, config.terminate_on_success
@@ -69,9 +68,10 @@ class StockRobomimicEnv(SimVectorEnv):
     def render_env(self, index: int, width: int = 320, height: int = 240) -> np.ndarray:
         """Return a picture [height, width, 3] of one environment."""
         env = self.envs[index]
-        if index not in self._renderers:
-            self._renderers[index] = agentview(env.sim.model._model, width, height)
-        return self._renderers[index].render(np.array(env.sim.data.qpos))
+        key = (index, width, height)
+        if key not in self._renderers:
+            self._renderers[key] = agentview(env.sim.model._model, width, height)
+        return self._renderers[key].render(np.array(env.sim.data.qpos))
 
     def versions(self) -> dict[str, str]:
         """Return the versions of robosuite and MuJoCo."""
