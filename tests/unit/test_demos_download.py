@@ -223,7 +223,7 @@ def test_the_command(
     assert "answered 404" in capsys.readouterr().err
 
 
-def test_a_file_that_changed_meanwhile_is_sent_from_its_beginning(server: Any, tmp_path: Path) -> None:
+def test_a_file_that_changed_meanwhile_is_sent_from_its_beginning(server: Server, tmp_path: Path) -> None:
     """The server is asked for the rest only if it is the rest of the same file."""
     server.version, server.sent_at_most = '"v1"', 5000
     with pytest.raises(InrilError, match="Run the command again"):
@@ -234,7 +234,7 @@ def test_a_file_that_changed_meanwhile_is_sent_from_its_beginning(server: Any, t
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demos.hdf5", "demos.hdf5.sha256"]
 
 
-def test_what_is_no_hdf5_file_is_deleted(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_hdf5_file_is_deleted(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HDF5_SIGNATURE", b"another!")
     with pytest.raises(InrilError, match=r"is no HDF5 file; it begins with b'.x89HDF"):
         download(at(server), tmp_path)
