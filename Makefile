@@ -67,7 +67,7 @@ lock: $(READY)  ## pin the dependencies of pyproject.toml again
 
 bench: bench-sims bench-store bench-ray bench-interleave  ## the short benchmarks, 10 minutes; results in benchmarks/results
 
-bench-sims: $(READY)
+bench-sims: $(READY)  ## every simulator against its reference, 6 minutes
 	$(BIN)/python -m benchmarks.sims
 
 bench-store: $(READY)
