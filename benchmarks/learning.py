@@ -31,8 +31,8 @@ def finished(seed: int) -> dict[str, Any]:
 
 def curve(seed: int) -> list[dict[str, float]]:
     """Return the evaluations of a run."""
-    keys = ("env_steps", "success_rate", "success_rate_low", "success_rate_high", "eval_episodes")
-    return [{k: r[k] for k in keys} for r in read_metrics(RUNS / f"seed{seed}") if "success_rate" in r]
+    keys = ("env_steps", "score", "score_low", "score_high", "eval_episodes")
+    return [{k: r[k] for k in keys} for r in read_metrics(RUNS / f"seed{seed}") if "score" in r]
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
             "curves": {f"seed{s}": curve(s) for s in SEEDS},
         },
         reference="the cloned policy of each seed, evaluated on the same episodes",
-        ratio=round(sum(o["success_rate"] for o in final.values()) / sum(o["success_rate"] for o in base.values()), 3),
+        ratio=round(sum(o["score"] for o in final.values()) / sum(o["score"] for o in base.values()), 3),
         goal="at least 95 % in every seed, from 30-70 %",
     )
     print(f"Results in {FOLDER}, reports in {RUNS}.")

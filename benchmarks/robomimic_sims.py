@@ -5,8 +5,10 @@ A hand that holds an object costs more physics than one that moves about, and ph
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from inril_ray.envs.base import EnvConfig
 from inril_ray.registry import resolve
 
 STEPS, ROUNDS, NUM_ENVS = 100, 4, 10
+TOGETHER_ROUNDS = 6
+"""Passes over the actions by processes that run side by side."""
 SEED = 0
 
 
@@ -68,3 +72,28 @@ def measure(task: str, kind: str) -> dict[str, list[float]]:
 def against_stock(rates: dict[str, list[float]], backend: str) -> float:
     """Return the median over rounds of a backend's rate to stock's."""
     return statistics.median(a / b for a, b in zip(rates[backend], rates["stock"], strict=True))
+
+
+def rates_together(task: str, num_processes: int) -> list[float]:
+    """Return env-steps per second on the clock of single-threaded processes that step at the same time."""
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(num_processes), context.Queue()
+    processes = [context.Process(target=_one_of_several, args=(task, start, results)) for _ in range(num_processes)]
+    for process in processes:
+        process.start()
+    rates = [results.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    return rates
+
+
+def _one_of_several(task: str, start: Any, results: Any) -> None:
+    actions = random_actions(task, NUM_ENVS)
+    env = envs.make(task, num_envs=NUM_ENVS, seed=SEED, config=EnvConfig(backend="kernel"))
+    env.reset()
+    env.step(actions[0])
+    start.wait()
+    begin = time.perf_counter()
+    for row in np.tile(actions, (TOGETHER_ROUNDS, 1, 1)):
+        env.step(row)
+    results.put(TOGETHER_ROUNDS * STEPS * NUM_ENVS / (time.perf_counter() - begin))

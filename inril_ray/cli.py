@@ -105,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("target", type=Path)
     convert.add_argument("--task", required=True, help="the task that the demonstrations are for")
     convert.add_argument("--filter", metavar="NAME", help="only the episodes that the file lists under NAME")
+    convert.add_argument("--semantics", help="rules that the recording follows, where the file is wrong about them")
     convert.add_argument("--images", nargs="+", default=[], metavar="KEY", help="cameras to keep")
     _add_env_set(convert)
     convert.set_defaults(command=_demos_convert)
@@ -292,7 +293,8 @@ def _expectation(arguments: argparse.Namespace) -> Any:
     overrides = parse_overrides(arguments.set)
     if set(overrides) - {"env"}:
         raise InrilError(f"--set: only env.… says something about demonstrations, not {', '.join(overrides)}.")
-    return Expectation.of(envs.spec(arguments.task, build(EnvConfig, overrides.get("env", {}), "env")))
+    spec = envs.spec(arguments.task, build(EnvConfig, overrides.get("env", {}), "env"))
+    return Expectation.of(spec, getattr(arguments, "semantics", None))
 
 
 def _demos_inspect(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ def record(
 
     Args:
         task: name in the task table; needs a demonstrator.
-        path: file to write; a directory for Minari.
+        path: file to write, a directory for Minari; nothing may be there.
         num_demos: episodes to keep, successful ones only unless failures are part of the demonstrations.
         seed: seed of initial states and demonstrator.
         held_out: how many of them form the ``valid`` mask; robomimic HDF5 only.
@@ -59,7 +60,7 @@ def record(
         ``demonstrator_success_rate``, ``mean_length``, ``mean_return``, ``episodes_tried``.
 
     Raises:
-        InrilError: no demonstrator for the task, or fewer than one in twenty episodes succeed.
+        InrilError: no demonstrator for the task, the file exists, or fewer than one in twenty episodes succeed.
     """
     demonstrator: type[Demonstrator] = resolve(DEMONSTRATORS, task, "demonstrator (by task)")
     suite = task.split("/")[0]
@@ -67,10 +68,8 @@ def record(
         raise InrilError(f"held_out = {held_out}: must be at least 0 and less than num_demos = {num_demos}.")
     if held_out and not can_hold_out(task):
         raise InrilError(f"held_out = {held_out}: {FORMATS[suite]}, the format of {task}, has no mask for them; use 0.")
-    if path.exists() and suite in ("fetch", "adroit"):
-        raise InrilError(f"{path} exists; Minari's format is a directory, which must be new.")
-    if path.is_dir() and suite not in ("fetch", "adroit"):
-        raise InrilError(f"{path} is a directory; {FORMATS[suite]} is one file.")
+    if path.exists():
+        raise InrilError(f"{path} exists; demonstrations are not overwritten. Give another name, or delete it.")
     for name, value, least in (("seed", seed, 0), ("max_steps", 1 if max_steps is None else max_steps, 1)):
         if value < least:
             raise InrilError(f"{name} = {value}: must be at least {least}.")
@@ -82,8 +81,9 @@ def record(
     new_actor = _actor_maker(demonstrator, style, env, task, seed, say)
     collected = _Collection(env, new_actor, limit, tail_steps, demonstrator.keeps_failures)
     kept, tried = collected.until(num_demos)
-    rate = float(np.mean([bool(e.success) for e in kept])) if demonstrator.keeps_failures else len(kept) / max(tried, 1)
     has_success = kept[0].success is not None
+    solved = sum(bool(e.success.any()) for e in kept if e.success is not None)
+    rate = solved / (len(kept) if demonstrator.keeps_failures else max(tried, 1))
     source = {
         "kind": demonstrator.source,
         "made_by": f"inril_ray {__version__}",
@@ -182,7 +182,7 @@ class _Collection:
             actions=np.stack(actions),
             rewards=np.stack(rewards),
             terminated=terminated,
-            success=bool(success[-1] if self._keep_failures else True) if has_success else None,
+            success=np.array(success) if has_success else None,
             states=None if states[0] is None else np.stack(states),
             model_xml=self._env.model_xml(i) if hasattr(self._env, "model_xml") else None,
         )
@@ -201,10 +201,15 @@ def _write(
         minari.write(
             path,
             kept,
-            env_id=env.env_id,
+            env_spec=_gymnasium_spec(env.env_id, limit),
             obs_keys=spec.obs_keys,
             action_range=(spec.action_low, spec.action_high),
-            max_episode_steps=limit,
             source=source,
             dataset_id=f"{spec.task.replace('_', '-')}/{source['kind']}-v0",
         )
+
+
+def _gymnasium_spec(env_id: str, max_episode_steps: int) -> str:
+    import gymnasium
+
+    return dataclasses.replace(gymnasium.spec(env_id), max_episode_steps=max_episode_steps).to_json()

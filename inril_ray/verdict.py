@@ -221,7 +221,8 @@ def more_seeds(differences: np.ndarray) -> int | None:
 def _sentence(
     outcome: str, difference: Estimate, name: str, control: str, num_seeds: int, more: int | None, measure: Measure
 ) -> str:
-    points, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
+    # Adding 0 makes a rounded -0.0 positive.
+    points, low, high = (round(100 * x, 1) + 0.0 for x in (difference.value, difference.low, difference.high))
     interval = f"{points:+.1f} {measure.points} [{low:+.1f}, {high:+.1f}] over {num_seeds} paired seeds"
     if outcome in ("helps", "hurts"):
         return f"{name} {outcome}: its {measure.name} differs from {control}'s by {interval}."

@@ -22,20 +22,23 @@ TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Source:
-    """One public file."""
+    """One public file or directory."""
 
     url: str
     name: str
-    """Name of the local file."""
+    """Name of the local file or directory."""
     sha256: str | None = None
     """Checksum, where its publisher states one that does not come with the file."""
+    members: tuple[str, ...] = ()
+    """Files behind ``url``, where the source is a directory."""
 
 
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-"""First bytes of every file that is downloaded here."""
+SIGNATURES = {".hdf5": b"\x89HDF\r\n\x1a\n", ".json": b"{"}
+"""Suffix to the first bytes of such a file; an error page of a server begins otherwise."""
 STANFORD = "http://downloads.cs.stanford.edu/downloads/rt_benchmark"
 ROBOMIMIC = "https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/v1.5"
 D4RL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
+MINARI = "https://huggingface.co/datasets/farama-minari/D4RL/resolve/main"
 MIMICGEN = "https://huggingface.co/datasets/amandlek/mimicgen_datasets/resolve/main/core"
 
 
@@ -48,6 +51,12 @@ def _robomimic(task: str) -> dict[str, Source]:
     return new | old
 
 
+def _minari(name: str, *variants: str) -> dict[str, Source]:
+    """D4RL's data as Minari publishes them."""
+    members = ("data/metadata.json", "data/main_data.hdf5")
+    return {v: Source(f"{MINARI}/{name}/{v}-v2", f"{name}_{v}-v2", members=members) for v in variants}
+
+
 def _one(variant: str, base: str, name: str) -> dict[str, Source]:
     return {variant: Source(f"{base}/{name}", name)}
 
@@ -55,6 +64,7 @@ def _one(variant: str, base: str, name: str) -> dict[str, Source]:
 SOURCES: dict[str, dict[str, Source]] = {
     **{f"robomimic/{task}": _robomimic(task) for task in ("lift", "can", "square", "transport")},
     **{f"gym/{task}": _one("medium", D4RL, f"{task}_medium-v2.hdf5") for task in ("hopper", "walker2d", "halfcheetah")},
+    "adroit/hammer": _minari("hammer", "human", "expert", "cloned"),
     **{
         f"mimicgen/{task}": _one("core", MIMICGEN, f"{task}_d0.hdf5")
         for task in ("coffee", "threading", "nut_assembly", "mug_cleanup", "hammer_cleanup")
@@ -64,7 +74,7 @@ SOURCES: dict[str, dict[str, Source]] = {
         for task in ("coffee_d1", "coffee_d2", "threading_d1", "threading_d2", "mug_cleanup_d1", "hammer_cleanup_d1")
     },
 }
-"""Task to its public files by variant; the first variant is the default."""
+"""Task to its public files by variant; the first variant is the default. Fetch has none: they can be made here."""
 
 
 def source(task: str, variant: str | None = None) -> Source:
@@ -74,7 +84,10 @@ def source(task: str, variant: str | None = None) -> Source:
         InrilError: no public file is known for the task or the variant; lists the choices.
     """
     if task not in SOURCES:
-        raise InrilError(f"No public demonstrations are known for task {task!r}. Known: {', '.join(SOURCES)}.")
+        raise InrilError(
+            f"No public demonstrations are known for task {task!r}; `inril demos make` can record some for many tasks. "
+            f"Known: {', '.join(SOURCES)}."
+        )
     variants = SOURCES[task]
     variant = variant or next(iter(variants))
     if variant not in variants:
@@ -83,7 +96,7 @@ def source(task: str, variant: str | None = None) -> Source:
 
 
 def download(where: Source, folder: Path, say: Callable[[str], None] = print) -> Path:
-    """Download a file, going on where an earlier attempt stopped.
+    """Download a file, or the files of a directory, going on where an earlier attempt stopped.
 
     The bytes go to ``.NAME.partial``; the file appears under its name only when size and checksum are right. Its
     SHA-256 is kept in ``NAME.sha256``, so that a later download can be compared.
@@ -94,11 +107,16 @@ def download(where: Source, folder: Path, say: Callable[[str], None] = print) ->
         say: takes lines about progress.
 
     Returns:
-        The file.
+        The file or directory.
 
     Raises:
         InrilError: the server can't be reached, does not have the file, or sent other bytes than it announced.
     """
+    for member in where.members:
+        part = folder / where.name / member
+        download(Source(f"{where.url}/{member}", part.name), part.parent, say)
+    if where.members:
+        return folder / where.name
     target, record = folder / where.name, folder / f"{where.name}.sha256"
     if target.exists():
         found, known = _digest(target), where.sha256 or _recorded(record)
@@ -113,11 +131,12 @@ def download(where: Source, folder: Path, say: Callable[[str], None] = print) ->
     if known is not None and found != known:
         partial.unlink()
         raise InrilError(f"{where.url}: SHA-256 is {found}, {known} is expected. The file was deleted; try again.")
+    signature = SIGNATURES[target.suffix]
     with partial.open("rb") as file:
-        begins = file.read(len(HDF5_SIGNATURE))
-    if begins != HDF5_SIGNATURE:
+        begins = file.read(len(signature))
+    if begins != signature:
         partial.unlink()
-        raise InrilError(f"{where.url} is no HDF5 file; it begins with {begins!r}. It was deleted.")
+        raise InrilError(f"{where.url} is no {target.suffix[1:]} file; it begins with {begins!r}. It was deleted.")
     os.replace(partial, target)
     partial.with_name(f"{partial.name}.version").unlink(missing_ok=True)
     record.write_text(f"{found}  {where.name}\n")

@@ -35,7 +35,7 @@ class DemoError(InrilError):
     """A demonstration file that can't be used. Names file, episode and field."""
 
     def __init__(self, path: Path, message: str, *, episode: str | None = None, field: str | None = None) -> None:
-        self.path, self.episode, self.field = path, episode, field
+        self.path, self.reason, self.episode, self.field = path, message, episode, field
         where = "".join([f", episode {episode}" if episode else "", f", field {field}" if field else ""])
         super().__init__(f"Demonstration file {path}{where}: {message}")
 
@@ -50,12 +50,18 @@ class Expectation:
     action_dim: int
     semantics: str = ""
     """Rules that the simulator follows; empty accepts any."""
+    recorded_semantics: str | None = None
+    """Rules that the recording follows, from somebody who knows better than the file; its numbers are not checked."""
 
     @staticmethod
-    def of(spec: EnvSpec) -> Expectation:
+    def of(spec: EnvSpec, recorded_semantics: str | None = None) -> Expectation:
         """Return what a task expects."""
         return Expectation(
-            env_name=spec.recorded_as, obs_keys=spec.obs_keys, action_dim=spec.action_dim, semantics=spec.semantics
+            env_name=spec.recorded_as,
+            obs_keys=spec.obs_keys,
+            action_dim=spec.action_dim,
+            semantics=spec.semantics,
+            recorded_semantics=recorded_semantics,
         )
 
 
@@ -109,8 +115,8 @@ class RecordedEpisode:
     """[L]"""
     terminated: bool = False
     """The task ended the episode, not a time limit."""
-    success: bool | None = None
-    """None for tasks without a notion of success."""
+    success: npt.NDArray[np.bool_] | None = None
+    """[L] the task is solved after each step; None for tasks without a notion of success."""
     states: FloatArray | None = None
     """[L, S] flat simulator state before each step."""
     model_xml: str | None = None

@@ -37,6 +37,8 @@ NEARLY_EQUAL = {("v2", "v4"): "recorded with MuJoCo 2.1 (v2): the same task as v
 ORDER = "the order of `object`"
 AGE = "the age of the object's pose in the relative pose"
 DIRECTION = "the direction of the offset between hand and cube"
+CHECKED = ("object", "robot0_eef_pos", "robot0_eef_quat")
+"""Observations that contain one thing twice."""
 TOLERANCE_M = 1e-3
 """Recordings agree with their own rules to 1e-7, and disagree with others by centimetres."""
 
@@ -89,16 +91,15 @@ def check_arrays(path: Path, episode: str, env_name: str, semantics: str, obs: M
         episode: name, for the message.
         env_name: robosuite's name of the environment; others than the benchmark's are not checked.
         semantics: the rules that the file says it follows.
-        obs: key to [L, width]; ``object`` and the pose of the first hand are needed.
+        obs: key to [L, width]; nothing is checked where one of ``CHECKED`` is missing.
 
     Raises:
         DemoError: the numbers follow other rules than the file says; names the rule that differs.
     """
-    keys = ("object", "robot0_eef_pos", "robot0_eef_quat")
-    if env_name not in HYPOTHESES or not all(key in obs for key in keys):
+    if env_name not in HYPOTHESES or not all(key in obs for key in CHECKED):
         return
     width, hypotheses = HYPOTHESES[env_name]
-    parts = [np.asarray(obs[key], np.float64) for key in keys]
+    parts = [np.asarray(obs[key], np.float64) for key in CHECKED]
     if parts[0].shape[1] != width or len(parts[0]) < 2:
         return
     # The first step is left out: no earlier pose exists then, and robosuite 1.5 shows zeros.
@@ -118,7 +119,8 @@ def check_arrays(path: Path, episode: str, env_name: str, semantics: str, obs: M
     raise DemoError(
         path,
         f"says {semantics}, but its numbers have another release's rule for {different} (off by {own:.3g} m under "
-        f"{semantics}, by {best:.1g} m otherwise).",
+        f"{semantics}, by {best:.1g} m otherwise). Where that is known to be right, `inril demos convert --semantics` "
+        "states the rules instead of the file.",
         episode=episode,
         field="obs/object",
     )

@@ -219,6 +219,13 @@ def read_source(path: Path, expectation: Expectation | None, selection: Selectio
     """
     reader = recognise(path)
     info: FileInfo = reader.inspect(path)
+    if expectation and expectation.recorded_semantics is not None:
+        stated = f"taken to follow the rules {expectation.recorded_semantics}, as asked; the file says " + (
+            info.semantics or "nothing"
+        )
+        info = dataclasses.replace(
+            info, semantics=expectation.recorded_semantics, warnings=(*info.warnings, f"{stated}.")
+        )
     if expectation:
         info = dataclasses.replace(info, warnings=info.warnings + check_task(path, info, expectation))
     episodes = list(reader.read(path, expectation, selection))

@@ -103,10 +103,13 @@ def test_formats_without_masks_hold_nothing_out(task: str, tmp_path: Path) -> No
         make(task, tmp_path / "x", held_out=1)
 
 
-def test_an_existing_minari_directory_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(InrilError, match=r"exists; Minari's format is a directory, which must be new"):
-        make("fetch/push", tmp_path)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("task", ["fetch/push", "robomimic/lift", "gym/hopper"])
+def test_what_exists_is_not_overwritten(task: str, tmp_path: Path) -> None:
+    precious = tmp_path / "demos"
+    precious.write_text("hours of work")
+    with pytest.raises(InrilError, match=r"exists; demonstrations are not overwritten"):
+        make(task, precious)
+    assert precious.read_text() == "hours of work"
 
 
 def test_training_learns_and_gives_up_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:

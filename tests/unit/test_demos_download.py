@@ -14,15 +14,16 @@ import pytest
 
 from inril_ray.cli import main
 from inril_ray.demos import download as module
-from inril_ray.demos.download import HDF5_SIGNATURE, SOURCES, Source, download, source
+from inril_ray.demos.download import SIGNATURES, SOURCES, Source, download, source
 from inril_ray.types import InrilError
 
-CONTENT = HDF5_SIGNATURE + bytes(range(256)) * 4096
+METADATA = b'{"total_episodes": 1}'
+CONTENT = SIGNATURES[".hdf5"] + bytes(range(256)) * 4096
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT; tests say how it misbehaves."""
+    """Serves CONTENT, and METADATA as JSON; tests say how it misbehaves."""
 
     ranges = True
     sent_at_most: int | None = None
@@ -37,6 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
+        content = METADATA if self.path.endswith(".json") else CONTENT
         self.server.requests.append((self.path, wanted))
         if self.path == "/gone":
             self.send_error(404)
@@ -50,15 +52,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("If-Range", self.server.version) != self.server.version:
             wanted = None  # the rest of another file is of no use
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.server.ranges else 0
-        if start >= len(CONTENT):
+        if start >= len(content):
             self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            self.send_header("Content-Range", f"bytes */{len(content)}")
             self.end_headers()
             return
-        body = CONTENT[start:]
+        body = content[start:]
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(body)))
         if not self.server.redirects:
             self._digest()
@@ -204,6 +206,7 @@ def test_the_table_of_sources() -> None:
     assert len(names) == len(set(names)), "files would overwrite each other"
     assert source("robomimic/can").url.endswith("v1.5/can/ph/low_dim_v15.hdf5")
     assert source("robomimic/can", "mh_v141").url.endswith("rt_benchmark/can/mh/low_dim_v141.hdf5")
+    assert source("adroit/hammer").url.endswith("farama-minari/D4RL/resolve/main/hammer/human-v2")
     assert source("gym/hopper").name == "hopper_medium-v2.hdf5"
     with pytest.raises(InrilError, match="No public demonstrations are known for task 'robomimic/tin'"):
         source("robomimic/tin")
@@ -235,7 +238,22 @@ def test_a_file_that_changed_meanwhile_is_sent_from_its_beginning(server: Server
 
 
 def test_what_is_no_hdf5_file_is_deleted(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HDF5_SIGNATURE", b"another!")
-    with pytest.raises(InrilError, match=r"is no HDF5 file; it begins with b'.x89HDF"):
+    monkeypatch.setitem(module.SIGNATURES, ".hdf5", b"another!")
+    with pytest.raises(InrilError, match=r"is no hdf5 file; it begins with b'.x89HDF"):
         download(at(server), tmp_path)
     assert not list(tmp_path.glob("*.hdf5"))
+
+
+def test_the_files_of_a_directory(server: Server, tmp_path: Path) -> None:
+    """Minari's data sets are directories; each file goes on by itself."""
+    members = ("data/metadata.json", "data/main_data.hdf5")
+    source = Source(f"http://127.0.0.1:{server.server_port}/hammer", "hammer_human", members=members)
+    server.sent_at_most = 300_000
+    with pytest.raises(InrilError, match="Run the command again"):
+        download(source, tmp_path)
+    server.sent_at_most = None
+    assert download(source, tmp_path) == tmp_path / "hammer_human"
+    assert (tmp_path / "hammer_human" / "data" / "metadata.json").read_bytes() == METADATA
+    assert (tmp_path / "hammer_human" / "data" / "main_data.hdf5").read_bytes() == CONTENT
+    asked = [("/hammer/data/metadata.json", None), ("/hammer/data/main_data.hdf5", None)]
+    assert server.requests == [*asked, ("/hammer/data/main_data.hdf5", "bytes=300000-")]

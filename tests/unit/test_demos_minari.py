@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from inril_ray.demos.episodes import DemoError, Expectation, RecordedEpisode, Selection
 from inril_ray.demos.formats.minari import Minari, write
@@ -90,7 +91,7 @@ def recorded(width: int, success: bool | None) -> list[RecordedEpisode]:
             actions=rng.uniform(-1, 1, (n, 2)),
             rewards=rng.normal(size=n),
             terminated=n == 3,
-            success=success,
+            success=None if success is None else np.arange(n) >= n - 2 * success,
         )
         for n in LENGTHS
     ]
@@ -100,10 +101,9 @@ def write_set(path: Path, expectation: Expectation, env_id: str, success: bool |
     write(
         path,
         recorded(sum(w for _, w in expectation.obs_keys), success),
-        env_id=env_id,
+        env_spec=EnvSpec(env_id, max_episode_steps=50).to_json(),
         obs_keys=expectation.obs_keys,
         action_range=(-1.0, 1.0),
-        max_episode_steps=50,
         source={"kind": "planner", **source},
         dataset_id="ours/set-v0",
     )
@@ -124,6 +124,15 @@ def test_round_trip(tmp_path: Path, expectation: Expectation, env_id: str, succe
     assert info.source == "planner"
     assert info.metadata["made_by"] == {"kind": "planner"}
     assert [p.name for p in tmp_path.iterdir()] == ["set-v0"]
+    told = json.loads((path / "data" / "metadata.json").read_text())
+    env_spec = EnvSpec.from_json(told["env_spec"])  # how Minari makes the environment again
+    assert (env_spec.id, env_spec.max_episode_steps) == (env_id, 50)
+
+
+def test_success_is_written_for_every_step(tmp_path: Path) -> None:
+    path = write_set(tmp_path / "set-v0", FLAT, "Hopper-v5", True)
+    with h5py.File(path / "data" / "main_data.hdf5") as file:
+        assert file["episode_0/infos/success"][()].tolist() == [False] * 4 + [True] * 2
 
 
 def test_writing_replaces_nothing_and_leaves_nothing(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def test_the_release_of_robosuite_gives_the_rules(
     info = RobomimicHdf5.inspect(good)
     assert info.semantics == semantics
     assert info.metadata.get("env_version") == version
+    assert bool(info.warnings) == (version == "1.2.0"), "older than what the rules were measured with"
 
 
 def test_a_task_with_other_rules_refuses_the_file(tmp_path: Path) -> None:

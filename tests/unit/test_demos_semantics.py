@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from inril_ray import envs
+from inril_ray.cli import main
 from inril_ray.demos.episodes import DemoError, Expectation, FileInfo
 from inril_ray.demos.semantics import AGE, DIRECTION, ORDER, check_arrays, check_task
+from inril_ray.demos.store import load
 from inril_ray.envs.base import EnvConfig
 from inril_ray.types import FloatArray
 
@@ -169,3 +173,32 @@ def test_what_is_nearly_equal_or_not_stated_is_a_warning() -> None:
     unknown = check_task(PATH, info("", ""), task("Hopper", "v4"))
     assert "Hopper was assumed" in unknown[0]
     assert "v4 was assumed" in unknown[1]
+
+
+def mislabelled(path: Path) -> Path:
+    """What robosuite 1.4.1 observed in Lift, in a file that names 1.5."""
+    obs = {**old_obs("lift"), "robot0_gripper_qpos": OLD["lift_obs"][:, 7:9]}
+    with h5py.File(path, "w") as file:
+        file["data/demo_0/actions"] = np.zeros((len(obs["object"]), 7))
+        for key, array in obs.items():
+            file[f"data/demo_0/obs/{key}"] = array
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift", "env_version": "1.5.1", "type": 1})
+    return path
+
+
+def test_a_wrong_label_is_told_refused_and_can_be_corrected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, store = str(mislabelled(tmp_path / "lift.hdf5")), tmp_path / "lift.arrow"
+    assert main(["demos", "inspect", file]) == 0
+    assert "warning       obs/object of the first episode says v15, but its numbers have" in capsys.readouterr().out
+    convert = ["demos", "convert", file, str(store), "--task", "robomimic/lift"]
+    assert main(convert) == 1
+    assert "`inril demos convert --semantics` states the rules" in capsys.readouterr().err
+    assert not store.exists()
+    right = ["--semantics", "v141", "--set", "env.semantics=v141"]
+    assert main([*convert, *right]) == 0
+    assert "taken to follow the rules v141, as asked; the file says v15" in capsys.readouterr().out
+    assert load(store, Expectation.of(envs.spec("robomimic/lift", EnvConfig(semantics="v141")))).info.semantics == "v141"
+    assert main([*convert, "--semantics", "v14"]) == 1
+    assert "rules that are not known here" in capsys.readouterr().err

@@ -305,10 +305,9 @@ def write(
     path: Path,
     episodes: Sequence[RecordedEpisode],
     *,
-    env_id: str,
+    env_spec: str,
     obs_keys: tuple[tuple[str, int], ...],
     action_range: tuple[float, float],
-    max_episode_steps: int,
     source: Mapping[str, Any],
     dataset_id: str,
 ) -> None:
@@ -317,10 +316,9 @@ def write(
     Args:
         path: directory to make; it must not exist.
         episodes: what was recorded.
-        env_id: name in gymnasium's registry, such as ``Hopper-v4``.
+        env_spec: gymnasium's JSON description of the environment, from which Minari makes it again.
         obs_keys: order and width of the parts of the observation; with one part it is written as one array.
         action_range: least and greatest action.
-        max_episode_steps: time limit of the environment.
         source: who acted and how; ``kind`` is required.
         dataset_id: Minari's name for it, such as ``gym/hopper-v0``.
 
@@ -346,9 +344,7 @@ def write(
             "data_format": "hdf5",
             "observation_space": json.dumps(space),
             "action_space": json.dumps(_box(width, *action_range)),
-            "env_spec": json.dumps(
-                {"id": env_id, "max_episode_steps": max_episode_steps, "additional_wrappers": [], "kwargs": {}}
-            ),
+            "env_spec": env_spec,
             "dataset_id": dataset_id,
             "dataset_size": size,
             "minari_version": VERSION,
@@ -378,7 +374,6 @@ def _write_episode(group: Any, number: int, episode: RecordedEpisode, obs_keys: 
     group["terminations"] = last & episode.terminated
     group["truncations"] = last & (not episode.terminated)
     if episode.success is not None:
-        reached: npt.NDArray[np.bool_] = np.append(False, last & episode.success)
-        group["infos/success"] = reached
+        group["infos/success"] = np.append(False, episode.success)  # nothing is solved at the start
     group.attrs["id"] = number
     group.attrs["total_steps"] = length

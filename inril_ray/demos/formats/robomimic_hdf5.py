@@ -34,7 +34,7 @@ from inril_ray.demos.episodes import (
     wanted_keys,
 )
 from inril_ray.demos.hdf5 import content, open_hdf5, put, text, written
-from inril_ray.demos.semantics import check_arrays
+from inril_ray.demos.semantics import CHECKED, check_arrays
 from inril_ray.types import FloatArray
 
 ENV_ARGS = "data.attrs['env_args']"
@@ -109,6 +109,7 @@ def _info(path: Path, file: Any) -> FileInfo:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DemoError(path, f"is not robomimic's JSON ({error!r}).", field=ENV_ARGS) from None
     source = recorded_source(path, text(attributes.get(SOURCE_KEY)))
+    warnings = [f"robosuite {version} is older than 1.4; its rules are taken to be 1.4.1's."] if version and _release(version) < (1, 4) else []
     masks = sorted(file["mask"]) if isinstance(file.get("mask"), h5py.Group) else []
     return FileInfo(
         format="robomimic_hdf5",
@@ -121,16 +122,31 @@ def _info(path: Path, file: Any) -> FileInfo:
             "observations": _shapes(file["data"]),
             **({"made_by": source} if source else {}),
         },
+        warnings=(*warnings, *_contradictions(path, file["data"], env_name, semantics)),
     )
+
+
+def _contradictions(path: Path, demos: Any, env_name: str, semantics: str) -> list[str]:
+    """Return how the first episode contradicts the rules that the file states: a warning until a task needs them."""
+    observed = {key: d for key, d in _first_observations(demos).items() if key in CHECKED and d.ndim == 2}
+    try:
+        arrays = {key: content(path, d, episode=None, field=f"obs/{key}") for key, d in observed.items()}
+        check_arrays(path, "", env_name, semantics, arrays)
+    except DemoError as error:
+        return [f"obs/object of the first episode {error.reason}"]
+    return []
 
 
 def _shapes(demos: Any) -> dict[str, list[int]]:
     """Return the shapes of one step of the observations, as the first episode has them."""
+    return {key: list(d.shape[1:]) for key, d in _first_observations(demos).items()}
+
+
+def _first_observations(demos: Any) -> dict[str, Any]:
     first = demos[min(demos, key=_number)] if len(demos) else None
     observed = first.get("obs") if isinstance(first, h5py.Group) else None
-    if not isinstance(observed, h5py.Group):
-        return {}
-    return {key: list(d.shape[1:]) for key, d in observed.items() if isinstance(d, h5py.Dataset)}
+    found = observed.items() if isinstance(observed, h5py.Group) else ()
+    return {key: d for key, d in found if isinstance(d, h5py.Dataset)}
 
 
 def _semantics(env_args: Mapping[str, Any]) -> tuple[str, str]:
@@ -142,13 +158,17 @@ def _semantics(env_args: Mapping[str, Any]) -> tuple[str, str]:
         # The parts of a composite controller came with robosuite 1.5, and so did the name of the version.
         controller = (env_args.get("env_kwargs") or {}).get("controller_configs") or {}
         version = "1.5" if "body_parts" in controller else "1.4.1"
-    numbers = re.match(r"(\d+)\.(\d+)", str(version))
-    if numbers is None:
-        raise ValueError(f"env_version {version!r} is no version")
-    release = (int(numbers[1]), int(numbers[2]))
+    release = _release(str(version))
     if release > (1, 5):
         raise ValueError(f"env_version {version}: the rules of robosuite after 1.5 are not known here")
     return ("v15" if release == (1, 5) else "v141"), str(version)
+
+
+def _release(version: str) -> tuple[int, int]:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None:
+        raise ValueError(f"env_version {version!r} is no version")
+    return int(numbers[1]), int(numbers[2])
 
 
 def _mask(path: Path, file: Any, name: str, episodes: Sequence[str]) -> set[str]:
@@ -208,7 +228,8 @@ def _episode(
         parts[key] = checked_array(path, raw, episode=name, field=f"obs/{key}", length=length, width=width)
     if not parts:
         raise DemoError(path, "holds no low-dimensional observation.", episode=name, field="obs")
-    check_arrays(path, name, info.env_name, info.semantics, parts)
+    if expectation and expectation.recorded_semantics is None:
+        check_arrays(path, name, info.env_name, info.semantics, parts)
     return Episode(
         name=name,
         obs=np.concatenate(list(parts.values()), axis=1),

@@ -50,7 +50,8 @@ def _load_symbols() -> None:
     llvmlite.binding.load_library_permanently(found[0])
 
 
-_load_symbols()
+if mujoco.__version__ == CHECKED_RELEASE:  # with another, nothing below is called
+    _load_symbols()
 _step1 = types.ExternalFunction("mj_step1", types.void(types.intp, types.intp))
 _step2 = types.ExternalFunction("mj_step2", types.void(types.intp, types.intp))
 _jac_site = types.ExternalFunction("mj_jacSite", types.void(types.intp, types.intp, types.intp, types.intp, types.intc))
