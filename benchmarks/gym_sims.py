@@ -14,7 +14,7 @@ from inril_ray.envs.base import EnvConfig, SimVectorEnv
 from inril_ray.envs.locomotion import HALFCHEETAH, HOPPER, WALKER2D, LocomotionTask
 from inril_ray.envs.robotics import HAMMER, PICK_AND_PLACE, PUSH, SLIDE, RoboticsTask
 
-GYM_ENVS, ROBOTICS_ENVS = 40, 5
+GYM_ENVS, ROBOTICS_ENVS = 40, 20
 BLOCKS, BLOCK_STEPS = 24, 25
 """Ours and the reference step in turns of a block, so that both see the same machine."""
 
