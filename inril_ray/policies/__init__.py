@@ -7,6 +7,7 @@ from __future__ import annotations
 
 POLICIES: dict[str, str] = {
     "diffusion_mlp": "inril_ray.policies.diffusion:DiffusionPolicy",
+    "diffusion_unet": "inril_ray.policies.diffusion:DiffusionUNetPolicy",
     "gaussian_mlp": "inril_ray.policies.gaussian:GaussianPolicy",
 }
 """Policy name to its class."""

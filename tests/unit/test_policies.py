@@ -1,4 +1,4 @@
-"""Policies: the denoising chain, log-probabilities, parameter counts."""
+"""Policies: the denoising chain of both samplers, log-probabilities, losses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,34 @@ import torch
 from torch.distributions import Normal
 
 from inril_ray.config import build
+from inril_ray.policies import POLICIES
 from inril_ray.policies.base import Normalizer
-from inril_ray.policies.diffusion import DenoisingSchedule, DiffusionConfig, DiffusionPolicy, cosine_betas
-from inril_ray.policies.networks import DiffusionMLP, ResidualMLP, StepEmbedding, ValueNetwork
+from inril_ray.policies.denoising import DenoisingSchedule, cosine_betas
+from inril_ray.policies.diffusion import DiffusionConfig, DiffusionPolicy, DiffusionUNetConfig
+from inril_ray.registry import resolve
 from inril_ray.types import InrilError
 from tests.fakes import fake_spec, tiny_policy, unit_stats
 
 BOTH = pytest.mark.parametrize("kind", ["diffusion_mlp", "gaussian_mlp"])
+EVERY_DIFFUSION = pytest.mark.parametrize(
+    ("network", "sampler"), [("mlp", "ddpm"), ("mlp", "ddim"), ("unet", "ddpm"), ("unet", "ddim")]
+)
 
 
-def count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def diffusion(network: str, sampler: str, **settings) -> DiffusionPolicy:
+    """A tiny diffusion policy that is being fine-tuned. DDIM executes levels 0, 2 and 4 of 7."""
+    cls = resolve(POLICIES, f"diffusion_{network}", "policy")
+    values = {"prediction_horizon": 4, "action_horizon": 2, "denoising_steps": 7, "finetuned_steps": 2}
+    values |= {"ddim_steps": {"ddpm": None, "ddim": 3}[sampler], "step_embedding_dim": 4}
+    values |= {"mlp": {"hidden_dim": 8}, "unet": {"widths": (8, 16), "num_groups": 4, "kernel_size": 3}}[network]
+    torch.manual_seed(0)
+    policy = cls(build(cls.Config, {**values, **settings}), fake_spec(), unit_stats())
+    policy.begin_finetuning()
+    # Fine-tuned weights differ from the cloned ones.
+    with torch.no_grad():
+        for parameter in policy.actor.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return policy
 
 
 def random_inputs(policy, n: int = 9, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,62 +51,6 @@ def flattened(action, obs):
     step = torch.arange(f).repeat(n)
     rows = torch.arange(n).repeat_interleave(f)
     return obs[rows], action.chain[rows, step], action.chain[rows, step + 1], step
-
-
-# -- networks ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("obs_dim", "horizon", "action_dim", "hidden", "embedding", "expected"),
-    [
-        pytest.param(11, 4, 3, 512, 16, 553_020, id="hopper"),
-        pytest.param(17, 4, 6, 512, 16, 568_392, id="walker"),
-        pytest.param(19, 4, 7, 512, 16, 573_516, id="lift"),
-        pytest.param(23, 4, 7, 512, 16, 575_564, id="can_t4"),
-        pytest.param(23, 1, 7, 512, 16, 554_039, id="can_t1"),
-        pytest.param(59, 8, 14, 1024, 32, 2_427_088, id="transport"),
-    ],
-)
-def test_parameters_of_the_actor(obs_dim, horizon, action_dim, hidden, embedding, expected):
-    network = DiffusionMLP(
-        obs_dim, horizon, action_dim,
-        hidden_dim=hidden, num_hidden=3, step_embedding_dim=embedding, activation="mish",
-    )  # fmt: skip
-    assert count(network) == expected
-
-
-@pytest.mark.parametrize(
-    ("obs_dim", "hidden", "expected"), [(11, 256, 134_913), (23, 256, 137_985), (58, 512, 556_033)]
-)
-def test_parameters_of_the_critic(obs_dim, hidden, expected):
-    assert count(ValueNetwork(obs_dim, hidden)) == expected
-
-
-def test_step_embedding_is_sines_and_cosines():
-    embedding = StepEmbedding(8)
-    embedding.layers = torch.nn.Identity()
-    frequencies = np.exp(-np.log(1e4) * np.arange(4) / 3)
-    steps = np.array([0, 3, 19])
-    expected = np.concatenate([np.sin(steps[:, None] * frequencies), np.cos(steps[:, None] * frequencies)], axis=1)
-    np.testing.assert_allclose(embedding(torch.tensor(steps)).numpy(), expected, atol=1e-5)
-
-
-def test_residual_mlp_is_the_written_formula():
-    torch.manual_seed(0)
-    network, x = ResidualMLP(3, 4, 5, 2, "relu"), torch.randn(6, 3)
-    first, *blocks, last = network.layers
-    h = first(x)
-    for block in blocks:
-        h = h + block.second(torch.relu(block.first(torch.relu(h))))
-    assert len(blocks) == 2
-    torch.testing.assert_close(network(x), last(h))
-
-
-def test_residual_mlp_refuses_an_even_number_of_hidden_layers():
-    with pytest.raises(ValueError, match="num_hidden = 4"):
-        ResidualMLP(3, 8, 4, 2, "mish")
-
-
-def test_the_critic_returns_one_number_per_observation():
-    assert ValueNetwork(3, 8)(torch.zeros(5, 3)).shape == (5,)
 
 
 # -- normaliser -------------------------------------------------------------------------------------------------------
@@ -106,57 +67,6 @@ def test_the_ranges_are_saved_with_the_weights():
     other.normalizer.obs_low.fill_(-9.0)
     other.load_state_dict(policy.state_dict())
     assert torch.equal(other.normalizer.obs_low, policy.normalizer.obs_low)
-
-
-# -- noise schedule ---------------------------------------------------------------------------------------------------
-def test_cosine_betas():
-    betas = cosine_betas(20)
-    np.testing.assert_allclose(betas[:3], [0.00799272, 0.0200750, 0.0322539], rtol=2e-6)
-    np.testing.assert_allclose(betas[18:], [0.748476, 0.999], rtol=1e-6)
-    assert torch.cumprod(1 - betas, 0)[-1].item() == pytest.approx(6.0596e-6, rel=1e-4)
-    assert cosine_betas(100)[0].item() == pytest.approx(0.000631282, rel=1e-5)
-
-
-def test_posterior_coefficients_of_twenty_steps():
-    schedule = DenoisingSchedule(20)
-    expected = [0, 0.0758, 0.1232, 0.1617, 0.1952, 0.2257, 0.2546, 0.2827, 0.3107, 0.3392, 0.3690]
-    np.testing.assert_allclose(schedule.std[:11], expected, atol=5.1e-5)
-    at = [0, 5, 10, 19]
-    np.testing.assert_allclose(schedule.clean_coef[at], [1, 0.306464, 0.189019, 0.0777664], rtol=1e-5)
-    np.testing.assert_allclose(schedule.chunk_coef[at], [0, 0.692011, 0.796193, 0.0314313], rtol=1e-5, atol=1e-12)
-
-
-@pytest.mark.parametrize("t", [1, 4, 12, 18])
-def test_posterior_is_the_product_of_two_gaussians(t):
-    betas = cosine_betas(20).numpy()
-    alpha_bar = np.cumprod(1 - betas)
-    clean, noisy = 0.6, -0.35
-    grid = np.linspace(-6, 6, 40_001)
-    log_density = -((noisy - np.sqrt(1 - betas[t]) * grid) ** 2) / (2 * betas[t])
-    log_density -= (grid - np.sqrt(alpha_bar[t - 1]) * clean) ** 2 / (2 * (1 - alpha_bar[t - 1]))
-    weights = np.exp(log_density - log_density.max())
-    weights /= weights.sum()
-    mean = (weights * grid).sum()
-    std = np.sqrt((weights * (grid - mean) ** 2).sum())
-    schedule = DenoisingSchedule(20)
-    noise = (noisy - np.sqrt(alpha_bar[t]) * clean) / np.sqrt(1 - alpha_bar[t])
-    chunk, predicted = torch.full((1, 1, 1), noisy), torch.full((1, 1, 1), float(noise))
-    actual = schedule.posterior_mean(chunk, predicted, torch.tensor([t]), clip=10.0)
-    assert actual.item() == pytest.approx(mean, abs=1e-5)
-    assert schedule.std[t].item() == pytest.approx(std, rel=1e-5)
-
-
-def test_add_noise_and_clipping_of_the_predicted_action():
-    schedule = DenoisingSchedule(20)
-    alpha_bar = torch.cumprod(1 - cosine_betas(20), 0)
-    clean, noise, t = torch.full((1, 1, 1), 0.7), torch.full((1, 1, 1), -1.3), torch.tensor([7])
-    noisy = schedule.add_noise(clean, noise, t)
-    assert noisy.item() == pytest.approx(float(0.7 * alpha_bar[7].sqrt() - 1.3 * (1 - alpha_bar[7]).sqrt()), rel=1e-5)
-    # With the true noise the last step returns the clean chunk, clipped.
-    t0 = torch.tensor([0])
-    noisy = schedule.add_noise(clean, noise, t0)
-    assert schedule.posterior_mean(noisy, noise, t0, clip=1.0).item() == pytest.approx(0.7, abs=1e-6)
-    assert schedule.posterior_mean(noisy, noise, t0, clip=0.5).item() == pytest.approx(0.5, abs=1e-6)
 
 
 # -- acting and scoring -----------------------------------------------------------------------------------------------
@@ -217,6 +127,119 @@ def test_diffusion_log_prob_equals_torch_normal_over_executed_actions():
     actual = policy.log_prob(*inputs)
     torch.testing.assert_close(actual, entries.mean(dim=(1, 2)), rtol=0, atol=2e-5)
     torch.testing.assert_close(actual * 2 * 2, entries.sum(dim=(1, 2)), rtol=0, atol=1e-4)
+
+
+@EVERY_DIFFUSION
+def test_ratio_is_exactly_one_on_unchanged_parameters(network, sampler):
+    policy = diffusion(network, sampler)
+    obs, noise = random_inputs(policy)
+    action = policy.act(obs, noise, deterministic=False)
+    assert action.chain.shape == (9, 3, 4, 2)
+    for step in range(2):
+        scored = policy.log_prob(obs, action.chain[:, step], action.chain[:, step + 1], torch.full((9,), step))
+        assert scored.requires_grad
+        assert torch.equal((scored - action.log_probs[:, step]).exp(), torch.ones(9))
+    torch.testing.assert_close(policy.log_prob(*flattened(action, obs)), action.log_probs.flatten(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["mlp", "unet"])
+def test_ddim_log_prob_equals_torch_normal_over_executed_actions(network):
+    policy = diffusion(network, "ddim").double()
+    obs, noise = random_inputs(policy)
+    action = policy.act(obs.double(), noise.double(), deterministic=False)
+    obs_rows, before, after, step = flattened(action, obs.double())
+    every = torch.cumprod(1 - cosine_betas(7), 0)
+    alpha_bar = every[[0, 2, 4]]
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    rank = 1 - step
+    a, p = (v[rank][:, None, None] for v in (alpha_bar, previous))
+    predicted = policy.actor(before, 2 * rank, policy.normalizer.obs(obs_rows))
+    clean = ((before - (1 - a).sqrt() * predicted) / a.sqrt()).clamp(-1, 1)
+    again = (before - a.sqrt() * clean) / (1 - a).sqrt()
+    sigma = ((1 - p) / (1 - a) * (1 - a / p)).sqrt().clamp_min(1e-10)
+    mean = p.sqrt() * clean + (1 - p - sigma**2).clamp_min(0).sqrt() * again
+    entries = Normal(mean, sigma.clamp_min(0.1)).log_prob(after).clamp(-5, 2)[:, :2]
+    actual = policy.log_prob(obs_rows, before, after, step)
+    torch.testing.assert_close(actual, entries.mean(dim=(1, 2)), rtol=0, atol=2e-5)
+    torch.testing.assert_close(actual, action.log_probs.flatten(), rtol=0, atol=1e-12)
+
+
+@EVERY_DIFFUSION
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_denoise_is_what_act_does_with_a_gradient(network, sampler, deterministic):
+    policy = diffusion(network, sampler)
+    obs, noise = random_inputs(policy)
+    chunk = policy.denoise(policy.normalizer.obs(obs), noise, deterministic=deterministic)
+    assert torch.equal(chunk, policy.act(obs, noise, deterministic=deterministic).chain[:, -1])
+    policy.base.requires_grad_(True)
+    policy.denoise(policy.normalizer.obs(obs), noise, deterministic=deterministic).square().mean().backward()
+    grads = [p.grad for p in policy.trainable()]
+    assert all(g is not None and g.isfinite().all() for g in grads)
+    assert all(g.any() for g in grads)
+    assert all(p.grad is None for p in policy.base.parameters())
+
+
+@EVERY_DIFFUSION
+def test_gradient_of_denoise_passes_through_every_step(network, sampler):
+    # Finite differences see every path; a detached step would be missing from the gradient. No clipping: no kinks.
+    steps = 3 if sampler == "ddim" else 7
+    policy = diffusion(network, sampler, finetuned_steps=steps, clip_denoised=1e6).double()
+    obs, noise = (x.double() for x in random_inputs(policy))
+    obs, direction = policy.normalizer.obs(obs), [torch.randn_like(p) for p in policy.trainable()]
+
+    def loss():
+        return policy.denoise(obs, noise, deterministic=False).square().mean()
+
+    grads = torch.autograd.grad(loss(), policy.trainable())
+    slope = sum((g * d).sum() for g, d in zip(grads, direction, strict=True)).item()
+    values, size = [], 1e-6
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(policy.trainable(), direction, strict=True):
+                p.add_(d, alpha=sign * size)
+            values.append(loss().item())
+    assert slope != 0
+    assert (values[0] - values[1]) / (2 * size) == pytest.approx(slope, rel=1e-4)
+
+
+def test_evaluation_with_ddim_reaches_the_chunk_that_the_networks_point_to():
+    policy = diffusion("mlp", "ddim")
+    obs, noise = random_inputs(policy)
+    clean = torch.linspace(-0.9, 0.9, 8).reshape(1, 4, 2)
+
+    def true_noise(chunk, t, obs):
+        level = policy.schedule.sqrt_alpha_bar[t][:, None, None]
+        return (chunk - level * clean) / policy.schedule.sqrt_one_minus[t][:, None, None]
+
+    policy.base.forward = policy.actor.forward = true_noise
+    chunk = policy.denoise(policy.normalizer.obs(obs), noise, deterministic=True)
+    torch.testing.assert_close(chunk, clean.expand(9, 4, 2), rtol=0, atol=1e-5)
+
+
+def test_ddim_adds_noise_in_training_with_a_floor_and_none_in_evaluation():
+    policy = diffusion("mlp", "ddim", min_sampling_std=0.04)
+    obs, noise = random_inputs(policy)
+    noise = noise.clamp(-1, 1)
+    for index, std in ((-1, 0.04), (-2, max(0.04, float(DenoisingSchedule(7, 3).std[1])))):
+        other = noise.clone()
+        other[:, index] += 1.0
+        a, b = (policy.act(obs, x, deterministic=False).chain[:, index] for x in (noise, other))
+        torch.testing.assert_close(b - a, torch.full_like(a, std), rtol=0, atol=1e-5)
+        a, b = (policy.act(obs, x, deterministic=True).chunk for x in (noise, other))
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_frozen_network_makes_the_early_steps_of_a_u_net(sampler):
+    policy = diffusion("unet", sampler)
+    obs, noise = random_inputs(policy)
+    before = policy.act(obs, noise, deterministic=False)
+    with torch.no_grad():
+        for p in policy.actor.parameters():
+            p.add_(0.1)
+    after = policy.act(obs, noise, deterministic=False)
+    assert torch.equal(before.chain[:, 0], after.chain[:, 0])
+    assert not torch.equal(before.chain[:, 1], after.chain[:, 1])
 
 
 def test_diffusion_log_prob_ignores_actions_that_are_not_executed():
@@ -349,6 +372,20 @@ def test_il_loss_is_the_error_of_the_predicted_noise():
     torch.testing.assert_close(policy.il_loss(obs, actions, noise, uniform, "finetuned"), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("network", ["mlp", "unet"])
+def test_il_loss_with_ddim_trains_the_levels_that_actor_executes(network):
+    policy, seen = diffusion(network, "ddim"), []
+    n = 420
+    forward = policy.actor.forward
+    policy.actor.forward = lambda chunk, t, obs: (seen.append(t), forward(chunk, t, obs))[1]
+    inputs = (torch.zeros(n, 3), torch.zeros(n, 4, 2), torch.zeros(n, 4, 2), torch.linspace(0, 1, n))
+    policy.il_loss(*inputs, "finetuned")
+    policy.il_loss(*inputs, "all")
+    finetuned, everything = (np.bincount(t.numpy()) for t in seen)
+    np.testing.assert_allclose(finetuned, [210, 0, 210], atol=1)
+    np.testing.assert_allclose(everything, [60] * 7, atol=2)
+
+
 # -- Gaussian ---------------------------------------------------------------------------------------------------------
 def test_gaussian_log_prob_and_loss_equal_torch_normal():
     policy = tiny_policy("gaussian_mlp").double()
@@ -411,11 +448,30 @@ def test_imitation_does_not_train_the_std_but_reinforcement_does():
         ({"action_horizon": 5, "prediction_horizon": 4}, "action_horizon 5 exceeds prediction_horizon 4"),
         ({"denoising_steps": 5, "finetuned_steps": 6}, "finetuned_steps 6 exceeds denoising_steps 5"),
         ({"step_embedding_dim": 7}, "step_embedding_dim"),
+        ({"denoising_steps": 10, "ddim_steps": 11}, "ddim_steps 11 exceeds denoising_steps 10"),
+        ({"denoising_steps": 100, "ddim_steps": 5, "finetuned_steps": 6}, "finetuned_steps 6 exceeds ddim_steps 5"),
+        ({"obs_encoder_dims": (512, 0)}, "obs_encoder_dims"),
     ],
 )
 def test_impossible_sizes_are_refused(settings, message):
     with pytest.raises(InrilError, match=message):
         build(DiffusionConfig, settings, "actor")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prediction_horizon": 18}, "prediction_horizon = 18: a U-Net of 3 levels needs a multiple of 4"),
+        ({"widths": (64, 100)}, r"widths = \(64, 100\): each must be a multiple of num_groups = 8"),
+        ({"kernel_size": 4}, "kernel_size = 4: only odd kernels"),
+        ({"widths": ()}, "at least one level"),
+        ({"finetuned_steps": 6}, "finetuned_steps 6 exceeds ddim_steps 5"),
+        ({"film": "wide"}, "film"),
+    ],
+)
+def test_impossible_sizes_of_a_u_net_are_refused(settings, message):
+    with pytest.raises(InrilError, match=message):
+        build(DiffusionUNetConfig, settings, "actor")
 
 
 @pytest.mark.parametrize("steps", [1, 6])
