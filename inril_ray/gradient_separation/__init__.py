@@ -7,8 +7,13 @@ To add a method: a module here with a subclass of :class:`inril_ray.gradient_sep
 from __future__ import annotations
 
 SEPARATIONS: dict[str, str] = {
+    "cagrad": "inril_ray.gradient_separation.cagrad:CAGrad",
+    "dualproj": "inril_ray.gradient_separation.dualproj:DualProj",
+    "mgda": "inril_ray.gradient_separation.mgda:MGDA",
     "naive": "inril_ray.gradient_separation.naive:Naive",
+    "network": "inril_ray.gradient_separation.network:Network",
     "pcgrad": "inril_ray.gradient_separation.pcgrad:PCGrad",
+    "project_il": "inril_ray.gradient_separation.project_il:ProjectIL",
     "upgrad": "inril_ray.gradient_separation.upgrad:UPGrad",
 }
 """Separation name to its class."""

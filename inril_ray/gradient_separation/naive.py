@@ -10,10 +10,12 @@ from inril_ray.gradient_separation.base import Gramian, Separation
 class Naive(Separation):
     """The imitation gradient alone, stepped by the optimiser of RL. Source: IN-RIL figure 7.
 
-    The reinforcement gradient is computed all the same, for the diagnostics.
+    The reinforcement gradient is computed all the same, for the diagnostics; parameters that imitation doesn't reach
+    are left alone.
     """
 
     optimizer: ClassVar[Literal["il", "rl"]] = "rl"
+    alone: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def weights(self, gramian: Gramian) -> tuple[float, float]:
         """Return the weights of (g_RL, g_IL)."""
