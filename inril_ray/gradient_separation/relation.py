@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from inril_ray.gradient_separation.base import Gramian, gramian_of
+from inril_ray.interleaving_theory import RelationEstimate, estimate_relation
+from inril_ray.types import FloatArray
 
 
 class GradientRelation:
@@ -17,46 +19,58 @@ class GradientRelation:
     ``rho`` follows the paper's sign, rho = -cos(g_IL, g_RL) of the *expected* gradients: positive is opposing.
     Minibatch noise inflates the norms, so they are corrected by the variance between pairs; the inner product needs no
     correction, since the two gradients of a pair come from different batches.
+
+    All gradients are kept, without a copy, until the object goes: a standard error needs every product of two.
     """
 
     def __init__(self) -> None:
-        self._sum_rl: list[Tensor] = []
-        self._sum_il: list[Tensor] = []
+        self._rl: list[Sequence[Tensor]] = []
+        self._il: list[Sequence[Tensor]] = []
         self._grams: list[Gramian] = []
+        self._estimate: RelationEstimate | None = None
 
     def add(self, rl: Sequence[Tensor], il: Sequence[Tensor]) -> Gramian:
         """Take in a pair of gradients over the same parameters; pairs that are not finite are not counted."""
         gramian = gramian_of(list(zip(rl, il, strict=True)))
         if math.isfinite(gramian.rl) and math.isfinite(gramian.il):
-            if not self._grams:
-                self._sum_rl = [torch.zeros_like(g) for g in rl]
-                self._sum_il = [torch.zeros_like(g) for g in il]
-            for total, g in zip([*self._sum_rl, *self._sum_il], [*rl, *il], strict=True):
-                total += g
+            self._rl.append(rl)
+            self._il.append(il)
             self._grams.append(gramian)
+            self._estimate = None
         return gramian
+
+    def estimate(self) -> RelationEstimate | None:
+        """Return unbiased estimates of what the pairs have in common.
+
+        None below two pairs, and where the losses share no parameters.
+        """
+        if self._estimate is None and len(self._grams) > 1 and self._rl[0]:
+            self._estimate = estimate_relation(self._gram())
+        return self._estimate
+
+    def _gram(self) -> FloatArray:
+        """Inner products [2B, 2B] of all gradients, those of RL first, accumulated in float64."""
+        rows = [*self._rl, *self._il]
+        total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows[0][0].device)
+        for parts in zip(*rows, strict=True):
+            matrix = torch.stack([g.detach().flatten() for g in parts]).double()
+            total += matrix @ matrix.T
+        return total.cpu().numpy()
 
     def metrics(self) -> dict[str, float]:
         """Return the diagnostics; empty before the first pair. ``rho`` is left out where noise hides a gradient."""
         n = len(self._grams)
         if n == 0:
             return {}
-        total = gramian_of(list(zip(self._sum_rl, self._sum_il, strict=True)))
-        mean_rl, mean_il = (sum(getattr(g, k) for g in self._grams) / n for k in ("rl", "il"))
+        estimate = self.estimate()
         result = {
             "grad_cosine": sum(g.cosine for g in self._grams) / n,
             "conflict_rate": sum(g.conflict for g in self._grams) / n,
-            "grad_norm_rl": math.sqrt(mean_rl),
-            "grad_norm_il": math.sqrt(mean_il),
-            "grad_inner": total.inner / n**2,
+            "grad_norm_rl": math.sqrt(sum(g.rl for g in self._grams) / n),
+            "grad_norm_il": math.sqrt(sum(g.il for g in self._grams) / n),
+            "grad_inner": self._grams[0].inner if estimate is None else estimate.inner,
         }
-        if n > 1:
-            # E|mean|^2 = |g|^2 + s^2 / n and mean of |g_i|^2 = |g|^2 + s^2 (n-1)/n + s^2/n.
-            norms = []
-            for squared_mean, mean_squared in ((total.rl / n**2, mean_rl), (total.il / n**2, mean_il)):
-                variance = (mean_squared - squared_mean) * n / (n - 1)
-                norms.append(squared_mean - variance / n)
-            if min(norms) > 0:
-                rho = -result["grad_inner"] / math.sqrt(norms[0] * norms[1])
-                result["rho"] = max(-1.0, min(1.0, rho))
+        if estimate is not None:
+            optional = {"rho": estimate.rho, "rho_se": estimate.rho_se}
+            result |= {name: value for name, value in optional.items() if value is not None}
         return result

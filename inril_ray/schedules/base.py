@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
+
+from inril_ray.interleaving_theory import IterationContext, SmoothedRelation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,32 @@ class Schedule(ABC):
         every: m, RL iterations between imitation iterations.
     """
 
+    every: int
+    """m in use."""
+
     def __init__(self, every: int) -> None:
         self.every = every
 
+    @classmethod
+    def from_config(cls, interleave: Any) -> Self:
+        """Make one from the ``interleave`` section of a configuration."""
+        return cls(interleave.every)
+
     @abstractmethod
     def next(self, iterations_done: int) -> Iteration:
-        """Return what the iteration after ``iterations_done`` finished ones does."""
+        """Return what the iteration after ``iterations_done`` finished ones does. Asking changes nothing."""
+
+    def observe(self, relation: SmoothedRelation, context: IterationContext) -> None:  # noqa: B027 - most don't adapt
+        """Take in how the gradients relate by now, after each iteration.
+
+        Args:
+            relation: averages that include this iteration.
+            context: what the iteration did.
+        """
+
+    def decision(self) -> dict[str, float]:
+        """Return what the log shall know of the choice: m from the next iteration on."""
+        return {"interleave_every": float(self.every)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a checkpoint needs."""

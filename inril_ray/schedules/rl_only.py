@@ -11,3 +11,7 @@ class RLOnlySchedule(Schedule):
     def next(self, iterations_done: int) -> Iteration:
         """Return what the next iteration does."""
         return Iteration(rl=True, il=False)
+
+    def decision(self) -> dict[str, float]:
+        """Return nothing: there is no m."""
+        return {}
