@@ -220,7 +220,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         weights = read_pretrained(arguments.run)
     else:
         saved, _ = checkpoint.read_latest(arguments.run / "checkpoints")
-        weights = saved["backend"]["learner"]["modules"]["policy"]
+        learner = saved["backend"]["learner"]
+        weights = learner["acting"] or learner["modules"]["policy"]
     small = merge(resolved(config), {"rollout": {"num_envs": 1}})
     parts = WorkerParts(load_config([small]), 0, 1)
     parts.load_weights(weights)

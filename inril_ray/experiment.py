@@ -14,6 +14,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
+from inril_ray.algorithms.base import AlgorithmContext
 from inril_ray.config import build, config, merge, read_yaml, to_dict
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.store import DemoArrays, DemoStore, load
@@ -142,6 +143,8 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     ):
         _check_name(table, name, kind)
     values = merge(preset(algorithm, task), values)
+    if algorithm == "residual_ppo":
+        values.setdefault("separation", "network")
     policy = values.get("policy", "diffusion_mlp")
     _check_name(POLICIES, policy, "policy")
     sections = {
@@ -152,7 +155,32 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     config = build(ExperimentConfig, {**values, **built})
     for name in config.tracking.trackers:
         _check_name(TRACKERS, name, "tracker")
+    _check_combination(config)
     return config
+
+
+def _check_combination(config: ExperimentConfig) -> None:
+    """Refuse parts that do not go together, with the reason."""
+    algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")
+    policy = resolve(POLICIES, config.policy, "policy")
+    if config.policy not in algorithm.policies:
+        raise InrilError(f"policy = {config.policy!r}: {config.algorithm} trains {' or '.join(algorithm.policies)}.")
+    problem = algorithm.problem(config.rl, config.actor)
+    if problem:
+        raise InrilError(f"{config.algorithm}: {problem}")
+    apart = config.separation == "network"
+    if policy.imitates_apart != apart:
+        reason = (
+            f"{config.policy} imitates and reinforces different parameters, so nothing can be combined: use network"
+            if policy.imitates_apart
+            else f"{config.policy} imitates and reinforces the same parameters; network needs those of residual_ppo"
+        )
+        raise InrilError(f"separation = {config.separation!r}: {reason}.")
+    if policy.imitates_apart and (config.interleave.phase == "merged" or config.schedule == "bc_reg"):
+        raise InrilError(
+            f"{config.policy} imitates and reinforces different parameters: schedule bc_reg and phase merged, which "
+            "add both losses, have no meaning for it."
+        )
 
 
 def _check_name(table: Mapping[str, str], name: Any, kind: str) -> None:
@@ -246,7 +274,10 @@ def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
     store = DemoStore(demos, config.actor.prediction_horizon)
     torch.manual_seed(config.seed)
     policy = build_policy(config, spec, store.normalizer_stats()).to(device)
-    algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")(config.rl, spec, config.rollout.num_envs, device)
+    context = AlgorithmContext(
+        policy=policy, spec=policy.decision_spec(spec), num_envs=config.rollout.num_envs, device=device, demos=demos
+    )
+    algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")(config.rl, context)
     schedule = resolve(SCHEDULES, config.schedule, "schedule")(config.interleave.every)
     separation = resolve(SEPARATIONS, config.separation, "separation")()
     return Learner(policy, algorithm, schedule, separation, store, config.interleave, seed=config.seed, device=device)
@@ -269,7 +300,9 @@ class WorkerParts:
 
     def __init__(self, config: ExperimentConfig, worker: int, num_workers: int) -> None:
         self.config, self.worker, self.num_workers = config, worker, num_workers
-        self.policy = build_policy(config, task_spec(config))
+        policy = build_policy(config, task_spec(config))
+        algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")
+        self.policy: Policy = algorithm.behaviour(config.rl, policy, policy.decision_spec(task_spec(config)))
         self.policy.eval()
         mine = share(config.rollout.num_envs, worker, num_workers)
         self.collector = RolloutCollector(
@@ -294,8 +327,13 @@ class WorkerParts:
         return ChunkedEnv(env, self.policy.action_horizon)
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
-        """Load named weights [numpy or tensors]; those not named keep their values."""
+        """Load named weights [numpy or tensors]; those not named keep their values.
+
+        A policy that is cloned only, without the critics that some algorithms act with, is loaded into its place.
+        """
         own = self.policy.state_dict()
+        if not weights.keys() <= own.keys():
+            own = {name.removeprefix("policy."): value for name, value in own.items()}
         for name, value in weights.items():
             own[name].copy_(torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value)
 
@@ -313,6 +351,6 @@ def policy_weights(policy: Policy, *, everything: bool) -> dict[str, torch.Tenso
     state = policy.state_dict()
     if everything:
         return dict(state)
-    changing = {id(p) for p in policy.trainable()}
+    changing = {id(p) for p in [*policy.trainable(), *policy.imitated()]}
     names = {name for name, p in policy.named_parameters() if id(p) in changing}
     return {name: value for name, value in state.items() if name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -11,11 +12,11 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from inril_ray.algorithms.base import Algorithm, PreparedRollout
+from inril_ray.algorithms.base import Algorithm, Experience, Losses
 from inril_ray.checkpoint import load_module, load_optimizer
 from inril_ray.config import config
 from inril_ray.demos.store import DemoStore
-from inril_ray.gradient_separation.base import Separation, gramian_of
+from inril_ray.gradient_separation.base import Separation, SeparationReport, gramian_of
 from inril_ray.gradient_separation.naive import Naive
 from inril_ray.gradient_separation.relation import GradientRelation
 from inril_ray.metrics import MeanMetrics
@@ -39,6 +40,18 @@ class InterleaveConfig:
     il_weight_decay: NonNegativeFloat = 1e-6
     il_timesteps: Timesteps = "finetuned"
     """Denoising steps that imitation trains: those that fine-tuning executes, or all."""
+    il_adam_eps: PositiveFloat = 1e-8
+    share_optimizer: bool = False
+    """Imitation is stepped by the optimiser of RL."""
+    phase: Literal["inserted", "merged"] = "inserted"
+    """``inserted``: an iteration of imitation after every m of RL; ``merged``: every step of every m-th RL iteration
+    combines both gradients."""
+    bc_weight: NonNegativeFloat = 0.1
+    """Weight of imitation in every RL step, for the schedule ``bc_reg``."""
+    bc_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of that weight with each iteration."""
+    bc_source: Literal["demos", "base"] = "demos"
+    """What is imitated there: demonstrations, or the cloned policy on the observations of the rollout."""
     relation_pairs: Annotated[int, Field(ge=2)] = 4
     """Pairs of gradients measured in each iteration."""
 
@@ -48,7 +61,7 @@ class Learner:
 
     Args:
         policy: cloned; fine-tuned in place.
-        algorithm: RL algorithm with its critic.
+        algorithm: RL algorithm with its critics.
         schedule: which updates an iteration makes.
         separation: how the two gradients are combined.
         demos: demonstrations.
@@ -72,13 +85,16 @@ class Learner:
         self.policy, self.algorithm = policy, algorithm
         self.schedule, self.separation, self.demos, self.config = schedule, separation, demos, config
         self.device = device
-        self.parameters = policy.trainable()
-        rl = algorithm.config  # type: ignore[attr-defined]
-        self.actor_optimizer = torch.optim.AdamW(self.parameters, lr=rl.actor_lr, weight_decay=rl.weight_decay)
-        self.critic_optimizer = torch.optim.AdamW(
-            algorithm.critic.parameters(), lr=rl.critic_lr, weight_decay=rl.weight_decay
+        self.parameters, self.il_parameters = policy.trainable(), policy.imitated()
+        self.shared = [id(p) for p in self.parameters] == [id(p) for p in self.il_parameters]
+        """Reinforcement and imitation train the same parameters."""
+        rl = algorithm.config
+        self.actor_optimizer = torch.optim.AdamW(
+            self.parameters, lr=rl.actor_lr, weight_decay=rl.weight_decay, eps=rl.adam_eps
         )
-        self.il_optimizer = torch.optim.AdamW(self.parameters, lr=config.il_lr, weight_decay=config.il_weight_decay)
+        self.il_optimizer = torch.optim.AdamW(
+            self.il_parameters, lr=config.il_lr, weight_decay=config.il_weight_decay, eps=config.il_adam_eps
+        )
         self.max_grad_norm: float | None = rl.max_grad_norm
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.demo_rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(8,)))
@@ -91,11 +107,35 @@ class Learner:
             "il_updates": 0,
         }
         self._probe = self._fixed_probe()
+        self._cloned: Policy | None = None
 
     @property
     def version(self) -> int:
         """Version of the current weights: the number of iterations learned."""
         return self.counters["iteration"]
+
+    @property
+    def critic_optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimiser of the critic that is stepped with the actor."""
+        return self.algorithm.optimizers().get("critic")
+
+    def begin(self, *, cloned: bool = True) -> None:
+        """Make the cloned policy the start of fine-tuning; one that is not cloned imitates once before any rollout.
+
+        Source of the latter: IN-RIL section 2, whose cycle starts with imitation, and appendix H.2.3.
+        """
+        self.policy.begin_finetuning()
+        if not cloned:
+            for demos in epoch_batches(self.demos, self.demo_rng, self.config.il_batch_size):
+                self._clear(self.il_parameters)
+                self._il_loss(demos, self.generator).backward()
+                self._step(self.il_optimizer, self.il_parameters)
+        self.algorithm.begin(self.policy)
+        self._keep_cloned()
+
+    def _keep_cloned(self) -> None:
+        if self.config.bc_source == "base":
+            self._cloned = copy.deepcopy(self.policy).requires_grad_(False)
 
     def learn(self, rollout: Rollout, *, fresh_start: bool) -> dict[str, float]:
         """Learn from one rollout; return metrics.
@@ -105,25 +145,34 @@ class Learner:
             fresh_start: every environment was reset before the first step.
         """
         iteration = self.schedule.next(self.counters["iteration"])
+        merged = iteration.il and iteration.rl and self.config.phase == "merged"
         metrics = _rollout_metrics(rollout, self.version, self.policy)
         batch = self.algorithm.prepare(rollout, self.policy, fresh_start=fresh_start)
         metrics |= batch.stats
 
         start = time.perf_counter()
-        metrics |= self._reinforce(batch, train_actor=iteration.rl and self.algorithm.trains_actor(self.version))
+        before = self._probe_losses() if merged else {}
+        spent = time.perf_counter() - start
+
+        start = time.perf_counter()
+        train_actor = iteration.rl and self.algorithm.trains_actor(self.version)
+        metrics |= self._reinforce(batch, train_actor=train_actor, merged=merged, regularized=iteration.regularized)
         metrics["rl_s"] = time.perf_counter() - start
 
         start = time.perf_counter()
-        before = self._probe_losses()
+        if not merged:
+            before = self._probe_losses()
         if iteration.il:
             metrics |= {f"{name}_before": value for name, value in before.items()}
         else:
             metrics |= before | self._measure_relation(batch)
-        metrics["diagnostics_s"] = time.perf_counter() - start
+        metrics["diagnostics_s"] = spent + time.perf_counter() - start
 
         start = time.perf_counter()
+        if iteration.il and not merged:
+            metrics |= self._imitate(batch, reinforced=iteration.rl)
         if iteration.il:
-            metrics |= self._imitate(batch, reinforced=iteration.rl) | self._probe_losses()
+            metrics |= self._probe_losses()
         metrics["il_s"] = time.perf_counter() - start
 
         self.counters["iteration"] += 1
@@ -133,52 +182,119 @@ class Learner:
         return metrics | {name: float(count) for name, count in self.counters.items()}
 
     # -- reinforcement ------------------------------------------------------------------------------------------------
-    def _reinforce(self, batch: PreparedRollout, *, train_actor: bool) -> dict[str, float]:
-        means, skipped, stopped = MeanMetrics(), 0, False
+    def _reinforce(self, batch: Experience, *, train_actor: bool, merged: bool, regularized: bool) -> dict[str, float]:
+        """Make one RL iteration.
+
+        Args:
+            batch: what to learn from.
+            train_actor: False trains the critics only.
+            merged: every step of the actor combines both gradients.
+            regularized: every step of the actor adds the weighted imitation loss.
+        """
+        means, relation, skipped, stopped, reports = MeanMetrics(), GradientRelation(), 0, False, 0
+        weight = self.config.bc_weight * self.config.bc_decay**self.version if regularized else 0.0
         for group in self.actor_optimizer.param_groups:
             group["lr"] = self.algorithm.actor_lr(self.version)
-        for _ in range(self.algorithm.config.num_epochs):  # type: ignore[attr-defined]
-            for minibatch in batch.minibatches(self.generator):
-                losses = self.algorithm.loss(self.policy, minibatch)
-                loss = losses.policy + losses.value if train_actor else losses.value
-                self.actor_optimizer.zero_grad(set_to_none=True)
-                self.critic_optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                means.add(losses.stats)
-                if self._gradients_finite([*self.parameters, *self.algorithm.critic.parameters()]):
-                    if train_actor:
-                        self._step(self.actor_optimizer)
-                        self.counters["rl_updates"] += 1
-                    self.critic_optimizer.step()
-                else:
-                    skipped += 1
-                if train_actor and self.algorithm.should_stop(losses.stats):
-                    stopped = True
-                    break
-            if stopped:
+        for update in batch.updates(self.generator):
+            if update.critic:
+                means.add(self.algorithm.update_critics(self.policy, update.minibatch))
+            if not update.actor or not (train_actor or self.algorithm.joint_loss):
+                continue
+            self._clear([*self.parameters, *self._joint_critic()])
+            parts: list[tuple[Losses, float]] = []
+            for part, share in self.algorithm.parts(update.minibatch):
+                losses = self.algorithm.loss(self.policy, part)
+                parts.append((losses, share))
+                loss = losses.value if losses.value is not None else torch.zeros((), device=self.device)
+                if train_actor and merged:
+                    il_loss = self._il_loss(self._il_batch(), self.generator)
+                    if reports < self.config.relation_pairs:
+                        relation.add(*self._gradients(losses.policy, il_loss)[1:])
+                    report = self.separation.backward(losses.policy, il_loss, self.parameters)
+                    means.add({"il_loss": il_loss, **_separation_metrics(report)})
+                    reports += 1
+                elif train_actor:
+                    loss = loss + losses.policy
+                    if weight:
+                        bc_loss = self._bc_loss(update.minibatch)
+                        loss = loss + weight * bc_loss
+                        means.add({"bc_loss": bc_loss})
+                if loss.requires_grad:
+                    (share * loss).backward()
+            losses = _whole(parts)
+            means.add(losses.stats)
+            if self._gradients_finite([*self.parameters, *self._joint_critic()]):
+                self._step_actor(train_actor)
+                if train_actor:
+                    self.counters["rl_updates"] += 1
+                    self.counters["il_updates"] += merged
+                    self.algorithm.after_actor_step(self.policy, losses)
+            else:
+                skipped += 1
+            if train_actor and self.algorithm.should_stop(losses.stats):
+                stopped = True
                 break
-        return means.means() | {"skipped_updates": float(skipped), "early_stop": float(stopped)}
+        metrics = means.means() | relation.metrics()
+        if weight:
+            metrics["bc_weight"] = weight
+        return metrics | {"skipped_updates": float(skipped), "early_stop": float(stopped)}
 
-    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _joint_critic(self) -> list[nn.Parameter]:
+        return list(self.algorithm.modules()["critic"].parameters()) if self.algorithm.joint_loss else []
+
+    def _step_actor(self, train_actor: bool) -> None:
+        """Step the actor, if it is trained, and the critic whose loss came with it."""
+        optimizer = self.critic_optimizer if self.algorithm.joint_loss else None
+        if self.algorithm.joint_clip and self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_([*self.parameters, *self._joint_critic()], self.max_grad_norm)
+            if train_actor:
+                self.actor_optimizer.step()
+        elif train_actor:
+            self._step(self.actor_optimizer, self.parameters)
+        if optimizer is not None:
+            optimizer.step()
+
+    def _step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
+
+    @staticmethod
+    def _clear(parameters: Sequence[nn.Parameter]) -> None:
+        for parameter in parameters:
+            parameter.grad = None
 
     @staticmethod
     def _gradients_finite(parameters: Sequence[nn.Parameter]) -> bool:
         return bool(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).isfinite())
 
+    def _bc_loss(self, minibatch: Any) -> Tensor:
+        """Return the loss that regularises reinforcement: of demonstrations, or of samples of the cloned policy.
+
+        Source of the latter: DPPO's behaviour-cloning loss on the observations that were visited.
+        """
+        if self._cloned is None:
+            return self._il_loss(self._il_batch(), self.generator)
+        obs = minibatch.obs
+        noise = torch.randn(len(obs), *self._cloned.noise_shape, generator=self.generator).to(self.device)
+        chain = self._cloned.act(obs, noise, deterministic=False).chain
+        step = torch.randint(self._cloned.num_scored_steps, (len(obs),), generator=self.generator).to(self.device)
+        row = torch.arange(len(obs), device=self.device)
+        return -self.policy.log_prob(obs, chain[row, step], chain[row, step + 1], step).mean()
+
     # -- imitation ----------------------------------------------------------------------------------------------------
-    def _imitate(self, batch: PreparedRollout, *, reinforced: bool) -> dict[str, float]:
+    def _imitate(self, batch: Experience, *, reinforced: bool) -> dict[str, float]:
         """Make one imitation iteration: each step separates the gradient of demonstrations from that of the rollout.
 
         Args:
-            batch: the last rollout.
+            batch: what was last learned from.
             reinforced: the schedule reinforces; where it doesn't, the gradient of RL is measured but not applied.
         """
+        if not self.shared:
+            return self._imitate_apart(batch)
         separation = self.separation if reinforced else Naive()
-        with_il_optimizer = not reinforced or separation.optimizer == "il"
-        optimizer = self.il_optimizer if with_il_optimizer else self.actor_optimizer
+        own = (not reinforced or separation.optimizer == "il") and not self.config.share_optimizer
+        optimizer = self.il_optimizer if own else self.actor_optimizer
         means, relation, dropped = MeanMetrics(), GradientRelation(), 0
         yardstick = batch.sample(self.generator)
         before = self._surrogate(yardstick)
@@ -193,32 +309,40 @@ class Learner:
             report = separation.backward(rl_loss, il_loss, self.parameters)
             dropped += bool(report.dropped)
             if report.weights != (0.0, 0.0) and self._gradients_finite(self.parameters):
-                self._step(optimizer)
+                self._step(optimizer, self.parameters)
                 self.counters["il_updates"] += 1
             if measured:
                 change = [p.detach() - o for p, o in zip(shared, old, strict=True)]
                 means.add(_step_harm(change, *pair))
-            inner = report.inner_after if not report.dropped else (0.0, 0.0)
-            means.add(
-                {
-                    "il_loss": il_loss,
-                    "separation_weight_rl": report.weights[0],
-                    "separation_weight_il": report.weights[1],
-                    "inner_after_rl": inner[0],
-                    "inner_after_il": inner[1],
-                }
-            )
+            means.add({"il_loss": il_loss, **_separation_metrics(report)})
         surrogate = {"rl_surrogate_before": before, "rl_surrogate_after": self._surrogate(yardstick)}
         return means.means() | relation.metrics() | surrogate | {"dropped_objectives": float(dropped)}
 
-    def _il_batches(self, batch: PreparedRollout) -> Any:
+    def _imitate_apart(self, batch: Experience) -> dict[str, float]:
+        """Imitate with parameters of its own: there is nothing to separate."""
+        means, skipped = MeanMetrics(), 0
+        for demos in self._il_batches(batch):
+            self._clear(self.il_parameters)
+            il_loss = self._il_loss(demos, self.generator)
+            il_loss.backward()
+            if self._gradients_finite(self.il_parameters):
+                self._step(self.il_optimizer, self.il_parameters)
+                self.counters["il_updates"] += 1
+            else:
+                skipped += 1
+            means.add({"il_loss": il_loss})
+        return means.means() | {"dropped_objectives": float(skipped)}
+
+    def _il_batches(self, batch: Experience) -> Any:
         size, steps = self.config.il_batch_size, self.config.il_steps
         if steps == "epoch":
             return epoch_batches(self.demos, self.demo_rng, size)
         if steps == "matched":
-            decisions, scored = batch.log_probs.shape
-            steps = self.algorithm.nominal_updates(decisions, scored)
+            steps = batch.nominal_updates
         return (self.demos.sample(self.demo_rng, size) for _ in range(steps))
+
+    def _il_batch(self) -> DemoBatch:
+        return self.demos.sample(self.demo_rng, self.config.il_batch_size)
 
     def _il_loss(self, demos: DemoBatch, generator: torch.Generator) -> Tensor:
         inputs = imitation_inputs(demos, generator, self.device)
@@ -233,7 +357,9 @@ class Learner:
         return [p for p, _, _ in shared], [g for _, g, _ in shared], [h for _, _, h in shared]
 
     # -- diagnostics --------------------------------------------------------------------------------------------------
-    def _measure_relation(self, batch: PreparedRollout) -> dict[str, float]:
+    def _measure_relation(self, batch: Experience) -> dict[str, float]:
+        if not self.shared:
+            return {}
         # From streams of its own: measuring more or less must not change what is learned.
         generator = torch.Generator().manual_seed(self.version)
         rng = np.random.default_rng(self.version)
@@ -261,16 +387,19 @@ class Learner:
     # -- state --------------------------------------------------------------------------------------------------------
     def modules(self) -> dict[str, nn.Module]:
         """Return everything with weights, by name."""
-        return {"policy": self.policy, "critic": self.algorithm.critic}
+        return {"policy": self.policy, **self.algorithm.modules()}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return the optimisers by name."""
-        return {"actor": self.actor_optimizer, "critic": self.critic_optimizer, "il": self.il_optimizer}
+        return {"actor": self.actor_optimizer, **self.algorithm.optimizers(), "il": self.il_optimizer}
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimisers, counters, random streams, schedule and algorithm state."""
+        acting = self.algorithm.acting
         return {
             "modules": {name: dict(module.state_dict()) for name, module in self.modules().items()},
+            "acting": {} if acting is self.policy else dict(acting.state_dict()),
+            "cloned": dict(self._cloned.state_dict()) if self._cloned else {},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()},
             "counters": dict(self.counters),
             "generator": self.generator.get_state(),
@@ -293,6 +422,10 @@ class Learner:
             )
         for name, module in self.modules().items():
             load_module(module, state["modules"][name])
+        if state["cloned"]:
+            self._keep_cloned()
+            assert self._cloned is not None
+            load_module(self._cloned, state["cloned"])
         for name, optimizer in self.optimizers().items():
             load_optimizer(optimizer, state["optimizers"][name])
         self.counters = dict(state["counters"])
@@ -316,6 +449,25 @@ def _rollout_metrics(rollout: Rollout, version: int, policy: Policy) -> dict[str
         metrics["train_success_rate"] = float(rollout.episodes.success.mean())
         metrics["train_return"] = float(rollout.episodes.returns.mean())
     return metrics
+
+
+def _whole(parts: Sequence[tuple[Losses, float]]) -> Losses:
+    """Return the losses of a minibatch from those of its parts and their shares."""
+    if len(parts) == 1:
+        return parts[0][0]
+    stats = {name: sum(share * losses.stats[name] for losses, share in parts) for name in parts[0][0].stats}
+    policy = sum(share * losses.policy.detach() for losses, share in parts)
+    return Losses(policy=policy, stats=stats)  # type: ignore[arg-type]
+
+
+def _separation_metrics(report: SeparationReport) -> dict[str, float]:
+    inner = report.inner_after if not report.dropped else (0.0, 0.0)
+    return {
+        "separation_weight_rl": report.weights[0],
+        "separation_weight_il": report.weights[1],
+        "inner_after_rl": inner[0],
+        "inner_after_il": inner[1],
+    }
 
 
 def _step_harm(change: list[Tensor], rl: list[Tensor], il: list[Tensor]) -> dict[str, float]:

@@ -53,7 +53,7 @@ def pretrain(
     seed: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Clone demonstrations into ``policy.pretrained()`` and make the averaged weights the start of fine-tuning.
+    """Clone demonstrations into ``policy.pretrained()``, which gets the averaged weights.
 
     Args:
         policy: trained in place.
@@ -87,7 +87,6 @@ def pretrain(
             batches += 1
     if config.num_epochs:
         network.load_state_dict(average.state_dict())
-    policy.begin_finetuning()
     return {"bc_loss": _loss(policy, demos, rng, device, held_out=False)} | (
         {"bc_loss_held_out": _loss(policy, demos, rng, device, held_out=True)} if demos.num_probe_windows else {}
     )

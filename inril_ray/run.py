@@ -65,6 +65,10 @@ class Backend(Protocol):
         """Return all weights of the policy."""
         ...
 
+    def acting_state(self) -> dict[str, Any]:
+        """Return all weights of what acts: the policy, and critics where they have a say."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state: learner and workers."""
         ...
@@ -101,7 +105,7 @@ class LocalBackend:
             self.worker = WorkerParts(config, 0, 1)
 
     def _publish(self, *, everything: bool) -> None:
-        self.worker.load_weights(policy_weights(self.learner.policy, everything=everything))
+        self.worker.load_weights(policy_weights(self.learner.algorithm.acting, everything=everything))
 
     def pretrain(self) -> dict[str, float]:
         """Clone the demonstrations."""
@@ -113,6 +117,7 @@ class LocalBackend:
                 seed=self.config.seed,
                 device=self.learner.device,
             )
+            self.learner.begin(cloned=self.config.pretrain.num_epochs > 0)
         self._publish(everything=True)
         return result
 
@@ -136,6 +141,10 @@ class LocalBackend:
         """Return all weights of the policy."""
         return dict(self.learner.policy.state_dict())
 
+    def acting_state(self) -> dict[str, Any]:
+        """Return all weights of what acts."""
+        return dict(self.learner.algorithm.acting.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state."""
         return {"learner": self.learner.state_dict(), "workers": [self.worker.collector.state_dict()]}
@@ -150,7 +159,7 @@ class LocalBackend:
     def load_policy(self, state: Mapping[str, Any]) -> None:
         """Start from a cloned policy."""
         checkpoint.load_module(self.learner.policy, dict(state))
-        self.learner.policy.begin_finetuning()
+        self.learner.begin()
         self._publish(everything=True)
 
     def peak_memory_bytes(self) -> dict[str, int]:
@@ -345,7 +354,7 @@ class Session:
     def _film(self, final: Mapping[str, Any]) -> None:
         if self.config.video:
             episode = choose_episode(self.base["outcomes"], final["outcomes"], self.config.evaluation.num_envs)
-            base, now = read_pretrained(self.run_dir), self.backend.policy_state()
+            base, now = read_pretrained(self.run_dir), self.backend.acting_state()
             self.say(write_before_and_after(self.run_dir, self.config, base, now, episode))
 
     def save(self) -> None:

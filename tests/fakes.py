@@ -13,7 +13,7 @@ import torch
 
 from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
-from inril_ray.algorithms.base import OnPolicyAlgorithm
+from inril_ray.algorithms.base import AlgorithmContext
 from inril_ray.config import build
 from inril_ray.demos.store import DemoArrays, DemoInfo, DemoStore
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome, Task
@@ -39,9 +39,33 @@ TINY_POLICY: dict[str, dict[str, Any]] = {
         "step_embedding_dim": 4,
     },
     "gaussian_mlp": {"prediction_horizon": 3, "hidden_dim": 8},
+    "tanh_gaussian": {"prediction_horizon": 3, "hidden_dims": (8, 8)},
 }
-TINY_RL: dict[str, Any] = {"num_epochs": 2, "minibatch_size": 20, "critic_hidden_dim": 8}
-POLICY_OF = {"dppo": "diffusion_mlp", "ppo": "gaussian_mlp"}
+TINY_ON_POLICY: dict[str, Any] = {"num_epochs": 2, "minibatch_size": 20, "critic_hidden_dim": 8}
+TINY_OFF_POLICY: dict[str, Any] = {
+    "batch_size": 8, "replay_ratio": 2, "buffer_size": 20, "critic_hidden_dim": 8, "critic_warmup_iterations": 0,
+}  # fmt: skip
+TINY_RL: dict[str, dict[str, Any]] = {
+    "dppo": TINY_ON_POLICY,
+    "ppo": TINY_ON_POLICY,
+    "rwr": {"num_epochs": 2, "batch_size": 8},
+    "idql": {**TINY_OFF_POLICY, "num_samples": 3},
+    "dipo": {**TINY_OFF_POLICY, "ascent_steps": 2},
+    "cal_ql": {**TINY_OFF_POLICY, "num_actions": 2, "offline_updates": 3},
+    "rlpd": {**TINY_OFF_POLICY, "num_critics": 3, "critic_steps": 2},
+    "ibrl": {**TINY_OFF_POLICY, "num_critics": 3, "critic_steps": 2},
+    **{name: TINY_OFF_POLICY for name in ("awr", "dql", "qsm", "sac")},
+}
+"""Algorithm to settings that take milliseconds."""
+POLICY_OF = {
+    "ppo": "gaussian_mlp", "ibrl": "gaussian_mlp", "sac": "tanh_gaussian", "rlpd": "tanh_gaussian",
+    "cal_ql": "tanh_gaussian",
+    **{name: "diffusion_mlp" for name in ("dppo", "idql", "dipo", "awr", "rwr", "dql", "qsm")},
+}  # fmt: skip
+"""Algorithm to a policy that it trains."""
+WHOLE_CHAIN = {"prediction_horizon": 3, "action_horizon": 3, "finetuned_steps": 6}
+ACTOR_OF = {name: WHOLE_CHAIN for name in ("idql", "dipo", "awr", "rwr", "dql", "qsm")}
+"""Algorithm to settings of its policy, where it needs some."""
 
 
 def fake_spec(max_episode_steps: int = 10) -> EnvSpec:
@@ -194,10 +218,27 @@ def tiny_policy(
     return policy
 
 
-def tiny_algorithm(name: str = "dppo", *, num_envs: int = 4, seed: int = 1, **settings: Any) -> OnPolicyAlgorithm:
+def tiny_algorithm(
+    name: str = "dppo",
+    *,
+    num_envs: int = 4,
+    seed: int = 1,
+    policy: Policy | None = None,
+    demos: DemoArrays | None = None,
+    **settings: Any,
+) -> Any:
+    """An algorithm over tiny critics, for a policy of its kind."""
+    policy = policy or tiny_policy(POLICY_OF[name], **ACTOR_OF.get(name, {}))
     cls = resolve(ALGORITHMS, name, "algorithm")
     torch.manual_seed(seed)
-    return cls(build(cls.Config, {**TINY_RL, **settings}), fake_spec(), num_envs, CPU)
+    context = AlgorithmContext(
+        policy=policy,
+        spec=policy.decision_spec(fake_spec()),
+        num_envs=num_envs,
+        device=CPU,
+        demos=fake_demos() if demos is None else demos,
+    )
+    return cls(build(cls.Config, {**TINY_RL[name], **settings}), context)
 
 
 def tiny_learner(
@@ -216,10 +257,14 @@ def tiny_learner(
 ) -> Learner:
     """A learner over tiny networks. ``interleave`` goes to :class:`InterleaveConfig`."""
     kind = POLICY_OF[algorithm]
-    horizon = {**TINY_POLICY[kind], **(actor or {})}["prediction_horizon"]
-    store = DemoStore(demos or fake_demos(), horizon)
-    policy = tiny_policy(kind, seed=network_seed, stats=store.normalizer_stats(), **(actor or {}))
-    rl_algorithm = tiny_algorithm(algorithm, num_envs=num_envs, seed=network_seed + 1, **(rl or {}))
+    actor = {**ACTOR_OF.get(algorithm, {}), **(actor or {})}
+    horizon = {**TINY_POLICY[kind], **actor}["prediction_horizon"]
+    arrays = demos or fake_demos()
+    store = DemoStore(arrays, horizon)
+    policy = tiny_policy(kind, seed=network_seed, stats=store.normalizer_stats(), **actor)
+    rl_algorithm = tiny_algorithm(
+        algorithm, num_envs=num_envs, seed=network_seed + 1, policy=policy, demos=arrays, **(rl or {})
+    )
     if double:
         policy.double()
         rl_algorithm.critic.double()

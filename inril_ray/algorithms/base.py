@@ -1,63 +1,59 @@
-"""The algorithm contract, and what on-policy algorithms share."""
+"""The algorithm contract: rollouts become experience, experience becomes minibatches, minibatches become losses."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from inril_ray.config import config
-from inril_ray.losses.policy_gradient import clipped_surrogate, normalized
-from inril_ray.losses.returns import RewardScaler, gae
-from inril_ray.losses.value import explained_variance, value_loss
+from inril_ray.demos.store import DemoArrays
 from inril_ray.policies.base import Policy
-from inril_ray.policies.networks import ValueNetwork
-from inril_ray.types import EnvSpec, InrilError, Rollout
-
-VALUE_CHUNK = 65_536
-"""Observations that the critic evaluates at once: bounds the memory of 1024-environment rollouts."""
+from inril_ray.types import EnvSpec, Rollout
 
 UnitFloat = Annotated[float, Field(ge=0, le=1)]
 
 
 @config
-class OnPolicyConfig:
-    """Settings of clipped policy gradients. Defaults are DPPO's for Robomimic."""
+class AlgorithmConfig:
+    """What all algorithms have."""
 
     actor_lr: PositiveFloat = 1e-4
-    actor_min_lr: PositiveFloat | None = None
+    actor_min_lr: NonNegativeFloat | None = None
     """The actor's learning rate falls to this along half a cosine; None keeps it constant, as DPPO does here."""
     lr_decay_iterations: PositiveInt = 100
     """Iterations of that fall; constant afterwards."""
     critic_lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
-    num_epochs: PositiveInt = 10
-    """Passes over each rollout."""
-    minibatch_size: PositiveInt = 7500
-    """Samples in a minibatch; a sample is one scored step of one decision. The last partial one is dropped."""
+    adam_eps: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat | None = None
     discount: UnitFloat = 0.999
     """Per decision (chunk), not per control step."""
-    gae_lambda: UnitFloat = 0.95
-    clip_ratio: PositiveFloat = 0.01
-    value_coef: NonNegativeFloat = 0.5
-    target_kl: PositiveFloat | None = 1.0
-    """Stop the iteration's updates when a minibatch's approximate KL exceeds this."""
-    max_grad_norm: PositiveFloat | None = None
     critic_warmup_iterations: NonNegativeInt = 0
     """First iterations that train the critic only."""
-    scale_rewards: bool = True
-    """Divide rewards by the running deviation of the discounted return."""
-    compat_gae_leak: bool = False
-    """The reference code's advantages, which leak through time limits."""
     critic_hidden_dim: PositiveInt = 256
     critic_num_hidden: PositiveInt = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmContext:
+    """What an algorithm is made for."""
+
+    policy: Policy
+    spec: EnvSpec
+    num_envs: int
+    """Environments of all workers together."""
+    device: torch.device
+    """Where tensors live."""
+    demos: DemoArrays | None = None
+    """Demonstrations, for algorithms that learn from their rewards too."""
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,83 +62,38 @@ class Losses:
 
     policy: Tensor
     """Scalar: the actor's."""
-    value: Tensor
-    """Scalar: the critic's, weighted."""
-    stats: dict[str, Tensor]
+    value: Tensor | None = None
+    """Scalar: the critic's, weighted, where it is trained on the actor's minibatches."""
+    stats: Mapping[str, Tensor]
     """Scalars without gradient, for the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Minibatch:
-    """N samples: scored steps of decisions."""
+class Update:
+    """One step of learning."""
 
-    obs: Tensor
-    """[N, O]"""
-    before: Tensor
-    """[N, H, A]"""
-    after: Tensor
-    """[N, H, A]"""
-    step: Tensor
-    """[N] index of the scored step."""
-    old_log_prob: Tensor
-    """[N]"""
-    advantage: Tensor
-    """[N]"""
-    returns: Tensor
-    """[N]"""
+    minibatch: Any
+    critic: bool = True
+    actor: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedRollout:
-    """A rollout with its advantages, flattened to D valid decisions of F scored steps, on the learner's device."""
+class Experience(ABC):
+    """What one iteration learns from."""
 
-    obs: Tensor
-    """[D, O]"""
-    chains: Tensor
-    """[D, F+1, H, A]"""
-    log_probs: Tensor
-    """[D, F]"""
-    advantages: Tensor
-    """[D]"""
-    returns: Tensor
-    """[D]"""
-    minibatch_size: int
     stats: dict[str, float]
 
     @property
-    def num_samples(self) -> int:
-        """D times F."""
-        return self.log_probs.numel()
+    @abstractmethod
+    def nominal_updates(self) -> int:
+        """Gradient steps of the actor in one full iteration: the ``matched`` size of an imitation iteration."""
 
-    @property
-    def num_minibatches(self) -> int:
-        """Full minibatches in one pass."""
-        return max(1, self.num_samples // self.minibatch_size)
+    @abstractmethod
+    def updates(self, generator: torch.Generator) -> Iterator[Update]:
+        """Yield the iteration's steps. Later ones may depend on what earlier ones have learned."""
 
-    def minibatches(self, generator: torch.Generator) -> Iterator[Minibatch]:
-        """Yield one shuffled pass; the last partial minibatch is dropped unless it is the only one."""
-        order = torch.randperm(self.num_samples, generator=generator)
-        for i in range(self.num_minibatches):
-            yield self._take(order[i * self.minibatch_size : (i + 1) * self.minibatch_size])
-
-    def sample(self, generator: torch.Generator) -> Minibatch:
-        """Draw one minibatch with replacement."""
-        size = min(self.minibatch_size, self.num_samples)
-        return self._take(torch.randint(self.num_samples, (size,), generator=generator))
-
-    def _take(self, index: Tensor) -> Minibatch:
-        index = index.to(self.obs.device)
-        steps = self.log_probs.shape[1]
-        row, step = index // steps, index % steps
-        return Minibatch(
-            obs=self.obs[row],
-            before=self.chains[row, step],
-            after=self.chains[row, step + 1],
-            step=step,
-            old_log_prob=self.log_probs[row, step],
-            advantage=self.advantages[row],
-            returns=self.returns[row],
-        )
+    @abstractmethod
+    def sample(self, generator: torch.Generator) -> Any:
+        """Draw one minibatch of the actor with replacement; learning goes on as if it had not been drawn."""
 
 
 class Algorithm(ABC):
@@ -150,17 +101,44 @@ class Algorithm(ABC):
 
     Args:
         config: its settings.
-        spec: the task.
-        num_envs: environments of all workers together.
-        device: where tensors live.
+        context: what it is made for.
     """
 
     Config: ClassVar[type]
-    critic: nn.Module
+    policies: ClassVar[tuple[str, ...]] = ()
+    """Policies that it can train, of the table of policies."""
+    joint_loss: ClassVar[bool] = False
+    """:meth:`loss` contains the critic's, which is stepped with the actor's by the optimiser ``critic``."""
+    joint_clip: ClassVar[bool] = False
+    """The gradients of actor and critic are clipped together."""
+
+    config: Any
+    device: torch.device
+
+    @staticmethod
+    def problem(config: Any, actor: Any) -> str | None:  # noqa: ARG004 - subclasses need them
+        """Return what keeps these settings from going with those of the policy, if anything does."""
+        return None
+
+    @staticmethod
+    def behaviour(config: Any, policy: Policy, spec: EnvSpec) -> Policy:  # noqa: ARG004 - subclasses need them
+        """Return what acts in the environments: the policy, or something that chooses with the help of critics.
+
+        Rollout workers make it from a policy of theirs and load weights into it.
+        """
+        return policy
+
+    @property
+    @abstractmethod
+    def acting(self) -> Policy:
+        """What acts now, over the weights that are being learned."""
+
+    def begin(self, policy: Policy) -> None:  # noqa: B027 - most algorithms have nothing to prepare
+        """Take note of the policy that fine-tuning starts from."""
 
     @abstractmethod
-    def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> PreparedRollout:
-        """Compute what is fixed over the iteration's updates: advantages, returns. No gradient.
+    def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> Experience:
+        """Compute what is fixed over the iteration's updates. No gradient.
 
         Args:
             rollout: the joined fragments of all workers.
@@ -168,133 +146,48 @@ class Algorithm(ABC):
             fresh_start: every environment was reset before the first step.
         """
 
-    @abstractmethod
-    def loss(self, policy: Policy, minibatch: Minibatch) -> Losses:
-        """Return the losses of a minibatch."""
+    def update_critics(self, policy: Policy, minibatch: Any) -> Mapping[str, Tensor]:
+        """Step the critics that are trained apart from the actor; return statistics."""
+        return {}
+
+    def parts(self, minibatch: Any) -> list[tuple[Any, float]]:
+        """Split a minibatch that is too large for one pass; the weights add up to 1."""
+        return [(minibatch, 1.0)]
 
     @abstractmethod
-    def should_stop(self, stats: dict[str, Tensor]) -> bool:
+    def loss(self, policy: Policy, minibatch: Any) -> Losses:
+        """Return the losses of a minibatch. Asked twice, it returns the same."""
+
+    def after_actor_step(self, policy: Policy, losses: Losses) -> None:  # noqa: B027 - most have nothing to do
+        """Follow a step of the actor: averaged copies, temperatures."""
+
+    def should_stop(self, stats: Mapping[str, Tensor]) -> bool:
         """Tell whether this iteration's updates end after this minibatch."""
-
-    @abstractmethod
-    def trains_actor(self, iterations_done: int) -> bool:
-        """Tell whether the actor is trained yet."""
-
-    @abstractmethod
-    def actor_lr(self, iterations_done: int) -> float:
-        """Return the actor's learning rate for the next iteration."""
-
-    @abstractmethod
-    def nominal_updates(self, num_decisions: int, num_scored_steps: int) -> int:
-        """Return the gradient steps of one full iteration: the ``matched`` size of an imitation iteration."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain data beside the critic's weights that a checkpoint needs."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-
-
-class OnPolicyAlgorithm(Algorithm):
-    """Clipped policy gradient with GAE over action chunks. Subclasses weight and clip the scored steps."""
-
-    def __init__(self, config: OnPolicyConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.critic = ValueNetwork(spec.obs_dim, config.critic_hidden_dim, config.critic_num_hidden).to(device)
-        self.reward_scaler = RewardScaler(num_envs)
-
-    @abstractmethod
-    def step_weights(self, num_scored_steps: int) -> tuple[list[float], list[float]]:
-        """Return, for each scored step, the weight of its advantage and its clip ratio."""
-
-    def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> PreparedRollout:
-        """Scale rewards, evaluate the critic, estimate advantages; see :meth:`Algorithm.prepare`."""
-        cfg = self.config
-        over = rollout.terminated | rollout.truncated
-        rewards = rollout.rewards
-        if cfg.scale_rewards:
-            rewards = self.reward_scaler(rewards, over, fresh_start)
-        values, next_values = self._values(rollout.obs, policy), self._values(rollout.next_obs, policy)
-        advantages = gae(
-            rewards,
-            values,
-            next_values,
-            rollout.terminated,
-            rollout.truncated,
-            discount=cfg.discount,
-            gae_lambda=cfg.gae_lambda,
-            leak_through_truncation=cfg.compat_gae_leak,
-        )
-        valid = rollout.valid & np.isfinite(advantages)
-        if not valid.any():
-            raise InrilError("No valid sample is left in the rollout: every one was not finite.")
-        returns = advantages + values
-
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array[valid], dtype=np.float32)).to(self.device)
-
-        explained = explained_variance(torch.from_numpy(values[valid]), torch.from_numpy(returns[valid]))
-        return PreparedRollout(
-            obs=tensor(rollout.obs),
-            chains=tensor(rollout.chains),
-            log_probs=tensor(rollout.log_probs),
-            advantages=tensor(advantages),
-            returns=tensor(returns),
-            minibatch_size=cfg.minibatch_size,
-            stats={"explained_variance": float(explained), "dropped_samples": float((~valid).sum())},
-        )
-
-    @torch.no_grad()
-    def _values(self, obs: np.ndarray, policy: Policy) -> np.ndarray:
-        # A copy, because fragments from the object store are read-only and PyTorch can't say so of a tensor.
-        flat = torch.from_numpy(np.array(obs.reshape(-1, obs.shape[-1]))).to(self.device)
-        parts = [self.critic(policy.normalizer.obs(part)) for part in flat.split(VALUE_CHUNK)]
-        return torch.cat(parts).cpu().numpy().reshape(obs.shape[:2])
-
-    def loss(self, policy: Policy, minibatch: Minibatch) -> Losses:
-        """Return PPO's losses over scored steps; see :meth:`Algorithm.loss`."""
-        weights, clips = self.step_weights(policy.num_scored_steps)
-        weight = torch.tensor(weights, device=self.device)[minibatch.step]
-        clip_ratio = torch.tensor(clips, device=self.device)[minibatch.step]
-        log_prob = policy.log_prob(minibatch.obs, minibatch.before, minibatch.after, minibatch.step)
-        advantage = normalized(minibatch.advantage) * weight
-        surrogate, kl, clip_fraction = clipped_surrogate(log_prob, minibatch.old_log_prob, advantage, clip_ratio)
-        values = self.critic(policy.normalizer.obs(minibatch.obs))
-        value = value_loss(values, minibatch.returns)
-        stats = {
-            "policy_loss": surrogate.detach(),
-            "value_loss": value.detach(),
-            "approx_kl": kl,
-            "clip_fraction": clip_fraction,
-        }
-        return Losses(policy=surrogate, value=self.config.value_coef * value, stats=stats)
-
-    def should_stop(self, stats: dict[str, Tensor]) -> bool:
-        """Tell whether the approximate KL exceeds its target."""
-        return self.config.target_kl is not None and bool(stats["approx_kl"] > self.config.target_kl)
+        return False
 
     def trains_actor(self, iterations_done: int) -> bool:
         """Tell whether the critic's warm-up is over."""
         return iterations_done >= self.config.critic_warmup_iterations
 
     def actor_lr(self, iterations_done: int) -> float:
-        """Return the constant or the decayed learning rate."""
+        """Return the constant or the decayed learning rate of the actor for the next iteration."""
         cfg = self.config
         if cfg.actor_min_lr is None:
             return cfg.actor_lr
         done = min(iterations_done / cfg.lr_decay_iterations, 1.0)
         return cfg.actor_min_lr + (cfg.actor_lr - cfg.actor_min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
-    def nominal_updates(self, num_decisions: int, num_scored_steps: int) -> int:
-        """Return minibatches times epochs."""
-        return self.config.num_epochs * max(1, num_decisions * num_scored_steps // self.config.minibatch_size)
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """Return what has weights beside the policy, by name."""
+
+    @abstractmethod
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimisers of :meth:`modules`, by name."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the reward scaler."""
-        return {"reward_scaler": self.reward_scaler.state_dict()}
+        """Return plain data and arrays, beside modules and optimisers, that a checkpoint needs."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - see state_dict
         """Put back what :meth:`state_dict` returned."""
-        self.reward_scaler.load_state_dict(state["reward_scaler"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import PositiveFloat
 
-from inril_ray.algorithms.base import OnPolicyAlgorithm, OnPolicyConfig, UnitFloat
+from inril_ray.algorithms.base import UnitFloat
+from inril_ray.algorithms.on_policy import OnPolicyAlgorithm, OnPolicyConfig
 from inril_ray.config import config
 from inril_ray.losses.policy_gradient import clip_ratio_schedule, denoising_discounts
 
@@ -26,6 +27,7 @@ class DPPO(OnPolicyAlgorithm):
     """
 
     Config = DPPOConfig
+    policies = ("diffusion_mlp", "diffusion_unet")
     config: DPPOConfig
 
     def step_weights(self, num_scored_steps: int) -> tuple[list[float], list[float]]:

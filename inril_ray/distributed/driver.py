@@ -237,6 +237,10 @@ class RayBackend:
         """Return all weights of the policy."""
         return self._get(self.learner.policy_state.remote(), LEARNER_TIMEOUT_S, "learner")
 
+    def acting_state(self) -> dict[str, Any]:
+        """Return all weights of what acts."""
+        return self._get(self.learner.acting_state.remote(), LEARNER_TIMEOUT_S, "learner")
+
     def load_policy(self, state: Mapping[str, Any]) -> None:
         """Start from a cloned policy."""
         self._get(self.learner.load_policy.remote(dict(state)), LEARNER_TIMEOUT_S, "learner")

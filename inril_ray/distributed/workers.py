@@ -121,10 +121,10 @@ class LearnerShell:
         """Clone the demonstrations."""
         from inril_ray.pretrain import pretrain
 
-        learner = self.learner
-        return pretrain(
-            learner.policy, learner.demos, self.config.pretrain, seed=self.config.seed, device=learner.device
-        )
+        learner, config = self.learner, self.config
+        result = pretrain(learner.policy, learner.demos, config.pretrain, seed=config.seed, device=learner.device)
+        learner.begin(cloned=config.pretrain.num_epochs > 0)
+        return result
 
     def learn(self, *fragments: Rollout) -> dict[str, float]:
         """Learn from the fragments of all workers, given in the order of the workers."""
@@ -132,7 +132,7 @@ class LearnerShell:
 
     def weights(self, everything: bool) -> FloatArray:
         """Return a slot of weights as one vector."""
-        return flatten(policy_weights(self.learner.policy, everything=everything))
+        return flatten(policy_weights(self.learner.algorithm.acting, everything=everything))
 
     def version(self) -> int:
         """Return the version of the current weights."""
@@ -140,14 +140,18 @@ class LearnerShell:
 
     def policy_state(self) -> dict[str, Any]:
         """Return all weights of the policy, on the CPU."""
-        return {name: value.cpu().numpy() for name, value in self.learner.policy.state_dict().items()}
+        return _numpy(dict(self.learner.policy.state_dict()))
+
+    def acting_state(self) -> dict[str, Any]:
+        """Return all weights of what acts, on the CPU."""
+        return _numpy(dict(self.learner.algorithm.acting.state_dict()))
 
     def load_policy(self, state: Mapping[str, Any]) -> None:
         """Start from a cloned policy."""
         from inril_ray.checkpoint import load_module
 
         load_module(self.learner.policy, dict(state))
-        self.learner.policy.begin_finetuning()
+        self.learner.begin()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the learner's state with numpy arrays, which Ray ships without copying."""

@@ -65,3 +65,12 @@ def clipped_surrogate(
 def normalized(advantage: Tensor) -> Tensor:
     """Shift and scale advantages [N] to mean 0 and standard deviation 1."""
     return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+
+def exponential_weights(advantage: Tensor, temperature: float, limit: float) -> Tensor:
+    """Return exp(temperature x normalised advantage) of advantages [N], at most ``limit``.
+
+    Source: Peng et al. 2019 (AWR), algorithm 1.
+    """
+    # Clamped before the exponential, which would overflow.
+    return (temperature * normalized(advantage)).clamp_max(math.log(limit)).exp()

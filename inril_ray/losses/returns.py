@@ -63,6 +63,26 @@ def gae(
     return advantages
 
 
+def returns_to_go(rewards: FloatArray, over: BoolArray, discount: float) -> tuple[FloatArray, BoolArray]:
+    """Return discounted sums of rewards to the end of each episode, or of the arrays, and whether it ended there.
+
+    Args:
+        rewards: [T, B].
+        over: [T, B] the episode ended at this step.
+        discount: per step.
+
+    Returns:
+        [T, B] returns, float64, and [T, B] True where the episode of a step ends within the arrays.
+    """
+    returns, finished = np.zeros(rewards.shape), np.zeros(over.shape, bool)
+    carried, ended = np.zeros(over.shape[1]), np.zeros(over.shape[1], bool)
+    for t in reversed(range(len(over))):
+        ended = ended | over[t]
+        carried = rewards[t] + discount * np.where(over[t], 0.0, carried)
+        returns[t], finished[t] = carried, ended
+    return returns, finished
+
+
 class RunningMoments:
     """Mean and variance of a stream, in float64.
 

@@ -9,5 +9,6 @@ POLICIES: dict[str, str] = {
     "diffusion_mlp": "inril_ray.policies.diffusion:DiffusionPolicy",
     "diffusion_unet": "inril_ray.policies.diffusion:DiffusionUNetPolicy",
     "gaussian_mlp": "inril_ray.policies.gaussian:GaussianPolicy",
+    "tanh_gaussian": "inril_ray.policies.tanh_gaussian:TanhGaussianPolicy",
 }
 """Policy name to its class."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from inril_ray.types import NormalizerStats
+from inril_ray.types import EnvSpec, NormalizerStats
 
 RANGE_EPS = 1e-6
 Timesteps = Literal["finetuned", "all"]
@@ -73,6 +73,8 @@ class Policy(nn.Module):
     """F."""
     noise_shape: tuple[int, ...]
     """Shape of the standard normal noise that one decision consumes."""
+    imitates_apart: ClassVar[bool] = False
+    """Imitation changes other parameters than reinforcement."""
 
     @abstractmethod
     def act(self, obs: Tensor, noise: Tensor, *, deterministic: bool) -> Action:
@@ -96,7 +98,16 @@ class Policy(nn.Module):
         """
 
     @abstractmethod
-    def il_loss(self, obs: Tensor, actions: Tensor, noise: Tensor, uniform: Tensor, timesteps: Timesteps) -> Tensor:
+    def il_loss(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        noise: Tensor,
+        uniform: Tensor,
+        timesteps: Timesteps,
+        *,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Return the imitation loss of windows of demonstrations.
 
         Args:
@@ -105,6 +116,7 @@ class Policy(nn.Module):
             noise: [N, H, A] standard normal.
             uniform: [N] in [0, 1), picks denoising steps.
             timesteps: which denoising steps to train.
+            weight: [N] of each window; equal by default.
         """
 
     @abstractmethod
@@ -114,6 +126,23 @@ class Policy(nn.Module):
     @abstractmethod
     def trainable(self) -> list[nn.Parameter]:
         """Return the parameters that fine-tuning changes, in a fixed order."""
+
+    def imitated(self) -> list[nn.Parameter]:
+        """Return the parameters that imitation changes: as a rule, those that reinforcement does."""
+        return self.trainable()
+
+    def decision_spec(self, spec: EnvSpec) -> EnvSpec:
+        """Return the task as the decisions of reinforcement see it."""
+        return spec
+
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Return normalised chunks [N, H, A], sampled as in training, with gradient.
+
+        Args:
+            obs: [N, O] in the units of the environment.
+            noise: [N, *noise_shape] standard normal.
+        """
+        raise TypeError(f"{type(self).__name__} can't be differentiated through its samples.")
 
     @abstractmethod
     def pretrained(self) -> nn.Module:

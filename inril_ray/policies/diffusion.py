@@ -193,6 +193,10 @@ class DiffusionPolicy(Policy):
             log_probs=torch.stack(log_probs, dim=1),
         )
 
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Return normalised chunks with gradient; see :meth:`Policy.sample`."""
+        return self.denoise(self.normalizer.obs(obs), noise, deterministic=False)
+
     def denoise(self, obs: Tensor, noise: Tensor, *, deterministic: bool) -> Tensor:
         """Sample as :meth:`act` does, but keep the gradient through every step that ``actor`` makes.
 
@@ -245,7 +249,16 @@ class DiffusionPolicy(Policy):
         mean = self.schedule.posterior_mean(before, predicted, j, self.config.clip_denoised)
         return self._score(after, mean, j)
 
-    def il_loss(self, obs: Tensor, actions: Tensor, noise: Tensor, uniform: Tensor, timesteps: Timesteps) -> Tensor:
+    def il_loss(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        noise: Tensor,
+        uniform: Tensor,
+        timesteps: Timesteps,
+        *,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Return the noise-prediction error of ``actor``; see :meth:`Policy.il_loss`.
 
         By default only the levels that ``actor`` executes are trained: the last F, or with DDIM the last F of its own.
@@ -254,15 +267,23 @@ class DiffusionPolicy(Policy):
             t = self.schedule.levels[_pick(uniform, self.num_scored_steps)]
         else:
             t = _pick(uniform, self.config.denoising_steps)
-        return self._denoising_loss(self.actor, obs, actions, noise, t)
+        return self._denoising_loss(self.actor, obs, actions, noise, t, weight)
 
     def bc_loss(self, obs: Tensor, actions: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
         """Return the noise-prediction error of ``base`` over all levels: the loss of pre-training."""
         return self._denoising_loss(self.base, obs, actions, noise, _pick(uniform, self.config.denoising_steps))
 
-    def _denoising_loss(self, network: nn.Module, obs: Tensor, actions: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def _denoising_loss(
+        self,
+        network: nn.Module,
+        obs: Tensor,
+        actions: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         noisy = self.schedule.add_noise(self.normalizer.action(actions), noise, t)
-        return noise_prediction_loss(network(noisy, t, self.normalizer.obs(obs)), noise)
+        return noise_prediction_loss(network(noisy, t, self.normalizer.obs(obs)), noise, weight)
 
 
 def _pick(uniform: Tensor, num: int) -> Tensor:

@@ -89,6 +89,10 @@ class GaussianPolicy(Policy):
             log_probs=self._score(chunk, mean)[:, None],
         )
 
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Return normalised chunks with gradient; see :meth:`Policy.sample`."""
+        return self._mean(obs) + self._std() * noise.clamp(-self.config.noise_limit, self.config.noise_limit)
+
     def _score(self, chunk: Tensor, mean: Tensor) -> Tensor:
         return gaussian_log_prob(chunk, mean, self._std()).clamp(*LOG_PROB_RANGE).mean(dim=(1, 2))
 
@@ -96,13 +100,23 @@ class GaussianPolicy(Policy):
         """Return the log-probability [N] of sampled chunks; see :meth:`Policy.log_prob`."""
         return self._score(after, self._mean(obs))
 
-    def il_loss(self, obs: Tensor, actions: Tensor, noise: Tensor, uniform: Tensor, timesteps: Timesteps) -> Tensor:
+    def il_loss(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        noise: Tensor,
+        uniform: Tensor,
+        timesteps: Timesteps,
+        *,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Return the negative log-likelihood, mean over dimensions. The standard deviations get no gradient from it.
 
         Source: IN-RIL eq. 1.
         """
         mean, std = self._mean(obs), self._std().detach()
-        return -gaussian_log_prob(self.normalizer.action(actions), mean, std).mean()
+        each = -gaussian_log_prob(self.normalizer.action(actions), mean, std)
+        return each.mean() if weight is None else (weight * each.mean(dim=(1, 2))).mean()
 
     def bc_loss(self, obs: Tensor, actions: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
         """Return the loss of pre-training, the same as that of imitation."""

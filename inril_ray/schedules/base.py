@@ -17,6 +17,8 @@ class Iteration:
     """Update the policy by reinforcement (the critic learns in any case)."""
     il: bool
     """Then make an imitation iteration."""
+    regularized: bool = False
+    """Add the weighted imitation loss to every step of the actor."""
 
 
 class Schedule(ABC):

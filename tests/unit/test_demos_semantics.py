@@ -186,9 +186,7 @@ def mislabelled(path: Path) -> Path:
     return path
 
 
-def test_a_wrong_label_is_told_refused_and_can_be_corrected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_label_is_told_refused_and_can_be_corrected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, store = str(mislabelled(tmp_path / "lift.hdf5")), tmp_path / "lift.arrow"
     assert main(["demos", "inspect", file]) == 0
     assert "warning       obs/object of the first episode says v15, but its numbers have" in capsys.readouterr().out
@@ -199,6 +197,8 @@ def test_a_wrong_label_is_told_refused_and_can_be_corrected(
     right = ["--semantics", "v141", "--set", "env.semantics=v141"]
     assert main([*convert, *right]) == 0
     assert "taken to follow the rules v141, as asked; the file says v15" in capsys.readouterr().out
-    assert load(store, Expectation.of(envs.spec("robomimic/lift", EnvConfig(semantics="v141")))).info.semantics == "v141"
+    assert (
+        load(store, Expectation.of(envs.spec("robomimic/lift", EnvConfig(semantics="v141")))).info.semantics == "v141"
+    )
     assert main([*convert, "--semantics", "v14"]) == 1
     assert "rules that are not known here" in capsys.readouterr().err

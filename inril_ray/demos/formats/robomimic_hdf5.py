@@ -109,7 +109,11 @@ def _info(path: Path, file: Any) -> FileInfo:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DemoError(path, f"is not robomimic's JSON ({error!r}).", field=ENV_ARGS) from None
     source = recorded_source(path, text(attributes.get(SOURCE_KEY)))
-    warnings = [f"robosuite {version} is older than 1.4; its rules are taken to be 1.4.1's."] if version and _release(version) < (1, 4) else []
+    warnings = (
+        [f"robosuite {version} is older than 1.4; its rules are taken to be 1.4.1's."]
+        if version and _release(version) < (1, 4)
+        else []
+    )
     masks = sorted(file["mask"]) if isinstance(file.get("mask"), h5py.Group) else []
     return FileInfo(
         format="robomimic_hdf5",

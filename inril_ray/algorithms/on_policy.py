@@ -1,0 +1,249 @@
+"""What on-policy algorithms share: clipped policy gradients with advantages over action chunks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from inril_ray.algorithms.base import (
+    Algorithm,
+    AlgorithmConfig,
+    AlgorithmContext,
+    Experience,
+    Losses,
+    UnitFloat,
+    Update,
+)
+from inril_ray.config import config
+from inril_ray.losses.policy_gradient import clipped_surrogate, normalized
+from inril_ray.losses.returns import RewardScaler, gae
+from inril_ray.losses.value import explained_variance, value_loss
+from inril_ray.policies.base import Policy
+from inril_ray.policies.networks import ValueNetwork
+from inril_ray.types import InrilError, Rollout
+
+VALUE_CHUNK = 65_536
+"""Observations that the critic evaluates at once: bounds the memory of 1024-environment rollouts."""
+
+
+@config
+class OnPolicyConfig(AlgorithmConfig):
+    """Settings of clipped policy gradients. Defaults are DPPO's for Robomimic."""
+
+    num_epochs: PositiveInt = 10
+    """Passes over each rollout."""
+    minibatch_size: PositiveInt = 7500
+    """Samples in a minibatch; a sample is one scored step of one decision. The last partial one is dropped."""
+    gae_lambda: UnitFloat = 0.95
+    clip_ratio: PositiveFloat = 0.01
+    value_coef: NonNegativeFloat = 0.5
+    target_kl: PositiveFloat | None = 1.0
+    """Stop the iteration's updates when a minibatch's approximate KL exceeds this."""
+    scale_rewards: bool = True
+    """Divide rewards by the running deviation of the discounted return."""
+    compat_gae_leak: bool = False
+    """The reference code's advantages, which leak through time limits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minibatch:
+    """N samples: scored steps of decisions."""
+
+    obs: Tensor
+    """[N, O]"""
+    before: Tensor
+    """[N, H, A]"""
+    after: Tensor
+    """[N, H, A]"""
+    step: Tensor
+    """[N] index of the scored step."""
+    old_log_prob: Tensor
+    """[N]"""
+    advantage: Tensor
+    """[N]"""
+    returns: Tensor
+    """[N]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRollout(Experience):
+    """A rollout with its advantages, flattened to D valid decisions of F scored steps, on the learner's device."""
+
+    obs: Tensor
+    """[D, O]"""
+    chains: Tensor
+    """[D, F+1, H, A]"""
+    log_probs: Tensor
+    """[D, F]"""
+    advantages: Tensor
+    """[D]"""
+    returns: Tensor
+    """[D]"""
+    minibatch_size: int
+    num_epochs: int
+    stats: dict[str, float]
+
+    @property
+    def num_samples(self) -> int:
+        """D times F."""
+        return self.log_probs.numel()
+
+    @property
+    def num_minibatches(self) -> int:
+        """Full minibatches in one pass."""
+        return max(1, self.num_samples // self.minibatch_size)
+
+    @property
+    def nominal_updates(self) -> int:
+        """Minibatches times epochs."""
+        return self.num_epochs * self.num_minibatches
+
+    def updates(self, generator: torch.Generator) -> Iterator[Update]:
+        """Yield the minibatches of all passes."""
+        for _ in range(self.num_epochs):
+            for minibatch in self.minibatches(generator):
+                yield Update(minibatch=minibatch)
+
+    def minibatches(self, generator: torch.Generator) -> Iterator[Minibatch]:
+        """Yield one shuffled pass; the last partial minibatch is dropped unless it is the only one."""
+        order = torch.randperm(self.num_samples, generator=generator)
+        for i in range(self.num_minibatches):
+            yield self._take(order[i * self.minibatch_size : (i + 1) * self.minibatch_size])
+
+    def sample(self, generator: torch.Generator) -> Minibatch:
+        """Draw one minibatch with replacement."""
+        size = min(self.minibatch_size, self.num_samples)
+        return self._take(torch.randint(self.num_samples, (size,), generator=generator))
+
+    def _take(self, index: Tensor) -> Minibatch:
+        index = index.to(self.obs.device)
+        steps = self.log_probs.shape[1]
+        row, step = index // steps, index % steps
+        return Minibatch(
+            obs=self.obs[row],
+            before=self.chains[row, step],
+            after=self.chains[row, step + 1],
+            step=step,
+            old_log_prob=self.log_probs[row, step],
+            advantage=self.advantages[row],
+            returns=self.returns[row],
+        )
+
+
+class OnPolicyAlgorithm(Algorithm):
+    """Clipped policy gradient with GAE over action chunks. Subclasses weight and clip the scored steps."""
+
+    joint_loss = True
+    config: OnPolicyConfig
+
+    def __init__(self, config: OnPolicyConfig, context: AlgorithmContext) -> None:
+        self.config, self.device, self._policy = config, context.device, context.policy
+        self.critic = self.make_critic(context).to(context.device)
+        self.critic_optimizer = torch.optim.AdamW(
+            self.critic.parameters(), lr=config.critic_lr, weight_decay=config.weight_decay, eps=config.adam_eps
+        )
+        self.reward_scaler = RewardScaler(context.num_envs)
+
+    def make_critic(self, context: AlgorithmContext) -> nn.Module:
+        """Return an untrained value network."""
+        cfg = self.config
+        return ValueNetwork(context.spec.obs_dim, cfg.critic_hidden_dim, cfg.critic_num_hidden)
+
+    @property
+    def acting(self) -> Policy:
+        """The policy."""
+        return self._policy
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the critic."""
+        return {"critic": self.critic}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the critic's."""
+        return {"critic": self.critic_optimizer}
+
+    @abstractmethod
+    def step_weights(self, num_scored_steps: int) -> tuple[list[float], list[float]]:
+        """Return, for each scored step, the weight of its advantage and its clip ratio."""
+
+    def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> PreparedRollout:
+        """Scale rewards, evaluate the critic, estimate advantages; see :meth:`Algorithm.prepare`."""
+        cfg = self.config
+        over = rollout.terminated | rollout.truncated
+        rewards = rollout.rewards
+        if cfg.scale_rewards:
+            rewards = self.reward_scaler(rewards, over, fresh_start)
+        values, next_values = self._values(rollout.obs, policy), self._values(rollout.next_obs, policy)
+        advantages = gae(
+            rewards,
+            values,
+            next_values,
+            rollout.terminated,
+            rollout.truncated,
+            discount=cfg.discount,
+            gae_lambda=cfg.gae_lambda,
+            leak_through_truncation=cfg.compat_gae_leak,
+        )
+        valid = rollout.valid & np.isfinite(advantages)
+        if not valid.any():
+            raise InrilError("No valid sample is left in the rollout: every one was not finite.")
+        returns = advantages + values
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array[valid], dtype=np.float32)).to(self.device)
+
+        explained = explained_variance(torch.from_numpy(values[valid]), torch.from_numpy(returns[valid]))
+        return PreparedRollout(
+            obs=tensor(rollout.obs),
+            chains=tensor(rollout.chains),
+            log_probs=tensor(rollout.log_probs),
+            advantages=tensor(advantages),
+            returns=tensor(returns),
+            minibatch_size=cfg.minibatch_size,
+            num_epochs=cfg.num_epochs,
+            stats={"explained_variance": float(explained), "dropped_samples": float((~valid).sum())},
+        )
+
+    @torch.no_grad()
+    def _values(self, obs: np.ndarray, policy: Policy) -> np.ndarray:
+        # A copy, because fragments from the object store are read-only and PyTorch can't say so of a tensor.
+        flat = torch.from_numpy(np.array(obs.reshape(-1, obs.shape[-1]))).to(self.device)
+        parts = [self.critic(policy.normalizer.obs(part)) for part in flat.split(VALUE_CHUNK)]
+        return torch.cat(parts).cpu().numpy().reshape(obs.shape[:2])
+
+    def loss(self, policy: Policy, minibatch: Minibatch) -> Losses:
+        """Return PPO's losses over scored steps; see :meth:`Algorithm.loss`."""
+        weights, clips = self.step_weights(policy.num_scored_steps)
+        weight = torch.tensor(weights, device=self.device)[minibatch.step]
+        clip_ratio = torch.tensor(clips, device=self.device)[minibatch.step]
+        log_prob = policy.log_prob(minibatch.obs, minibatch.before, minibatch.after, minibatch.step)
+        advantage = normalized(minibatch.advantage) * weight
+        surrogate, kl, clip_fraction = clipped_surrogate(log_prob, minibatch.old_log_prob, advantage, clip_ratio)
+        values = self.critic(policy.normalizer.obs(minibatch.obs))
+        value = value_loss(values, minibatch.returns)
+        stats = {
+            "policy_loss": surrogate.detach(),
+            "value_loss": value.detach(),
+            "approx_kl": kl,
+            "clip_fraction": clip_fraction,
+        }
+        return Losses(policy=surrogate, value=self.config.value_coef * value, stats=stats)
+
+    def should_stop(self, stats: Mapping[str, Tensor]) -> bool:
+        """Tell whether the approximate KL exceeds its target."""
+        return self.config.target_kl is not None and bool(stats["approx_kl"] > self.config.target_kl)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the reward scaler."""
+        return {"reward_scaler": self.reward_scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        self.reward_scaler.load_state_dict(state["reward_scaler"])
