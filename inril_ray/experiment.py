@@ -19,6 +19,7 @@ from inril_ray.config import build, config, merge, read_yaml, to_dict
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.store import DemoArrays, DemoStore, load
 from inril_ray.envs.base import PURPOSES, EnvConfig
+from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.evaluate import EvaluationConfig, Evaluator
 from inril_ray.gradient_separation import SEPARATIONS
@@ -315,7 +316,7 @@ class WorkerParts:
         )
         self._evaluator: Evaluator | None = None
 
-    def _make_env(self, purpose: str, indices: range) -> ChunkedEnv:
+    def _make_env(self, purpose: str, indices: range) -> ChunkedEnv | BaseActions:
         env = envs.make(
             self.config.task,
             num_envs=len(indices),
@@ -324,7 +325,10 @@ class WorkerParts:
             purpose=purpose,
             first_env=indices.start,
         )
-        return ChunkedEnv(env, self.policy.action_horizon)
+        chunked = ChunkedEnv(env, self.policy.action_horizon)
+        return (
+            chunked if self.policy.plan is None else BaseActions(chunked, self.policy.plan, **self.policy.plan_shapes)
+        )
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
         """Load named weights [numpy or tensors]; those not named keep their values.

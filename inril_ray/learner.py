@@ -195,6 +195,9 @@ class Learner:
         weight = self.config.bc_weight * self.config.bc_decay**self.version if regularized else 0.0
         for group in self.actor_optimizer.param_groups:
             group["lr"] = self.algorithm.actor_lr(self.version)
+        if self.critic_optimizer is not None:
+            for group in self.critic_optimizer.param_groups:
+                group["lr"] = self.algorithm.critic_lr(self.version)
         for update in batch.updates(self.generator):
             if update.critic:
                 means.add(self.algorithm.update_critics(self.policy, update.minibatch))

@@ -17,6 +17,7 @@ from inril_ray.algorithms.base import AlgorithmContext
 from inril_ray.config import build
 from inril_ray.demos.store import DemoArrays, DemoInfo, DemoStore
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome, Task
+from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.gradient_separation import SEPARATIONS
 from inril_ray.learner import InterleaveConfig, Learner
@@ -40,6 +41,18 @@ TINY_POLICY: dict[str, dict[str, Any]] = {
     },
     "gaussian_mlp": {"prediction_horizon": 3, "hidden_dim": 8},
     "tanh_gaussian": {"prediction_horizon": 3, "hidden_dims": (8, 8)},
+    "residual_mlp": {
+        "hidden_dims": (8, 8),
+        "base": {
+            "prediction_horizon": 4,
+            "action_horizon": 2,
+            "denoising_steps": 6,
+            "ddim_steps": 3,
+            "finetuned_steps": 3,
+            "hidden_dim": 8,
+            "step_embedding_dim": 4,
+        },
+    },
 }
 TINY_ON_POLICY: dict[str, Any] = {"num_epochs": 2, "minibatch_size": 20, "critic_hidden_dim": 8}
 TINY_OFF_POLICY: dict[str, Any] = {
@@ -48,6 +61,7 @@ TINY_OFF_POLICY: dict[str, Any] = {
 TINY_RL: dict[str, dict[str, Any]] = {
     "dppo": TINY_ON_POLICY,
     "ppo": TINY_ON_POLICY,
+    "residual_ppo": {"num_epochs": 2, "accumulate": 7, "critic_hidden_dims": (8,)},
     "rwr": {"num_epochs": 2, "batch_size": 8},
     "idql": {**TINY_OFF_POLICY, "num_samples": 3},
     "dipo": {**TINY_OFF_POLICY, "ascent_steps": 2},
@@ -58,6 +72,7 @@ TINY_RL: dict[str, dict[str, Any]] = {
 }
 """Algorithm to settings that take milliseconds."""
 POLICY_OF = {
+    "residual_ppo": "residual_mlp",
     "ppo": "gaussian_mlp", "ibrl": "gaussian_mlp", "sac": "tanh_gaussian", "rlpd": "tanh_gaussian",
     "cal_ql": "tanh_gaussian",
     **{name: "diffusion_mlp" for name in ("dppo", "idql", "dipo", "awr", "rwr", "dql", "qsm")},
@@ -245,7 +260,7 @@ def tiny_learner(
     algorithm: str = "dppo",
     *,
     schedule: str = "fixed",
-    separation: str = "upgrad",
+    separation: str | None = None,
     seed: int = 0,
     network_seed: int = 0,
     num_envs: int = 4,
@@ -258,9 +273,9 @@ def tiny_learner(
     """A learner over tiny networks. ``interleave`` goes to :class:`InterleaveConfig`."""
     kind = POLICY_OF[algorithm]
     actor = {**ACTOR_OF.get(algorithm, {}), **(actor or {})}
-    horizon = {**TINY_POLICY[kind], **actor}["prediction_horizon"]
+    cls = resolve(POLICIES, kind, "policy").Config
     arrays = demos or fake_demos()
-    store = DemoStore(arrays, horizon)
+    store = DemoStore(arrays, build(cls, {**TINY_POLICY[kind], **actor}).prediction_horizon)
     policy = tiny_policy(kind, seed=network_seed, stats=store.normalizer_stats(), **actor)
     rl_algorithm = tiny_algorithm(
         algorithm, num_envs=num_envs, seed=network_seed + 1, policy=policy, demos=arrays, **(rl or {})
@@ -273,7 +288,7 @@ def tiny_learner(
         policy,
         rl_algorithm,
         resolve(SCHEDULES, schedule, "schedule")(config.every),
-        resolve(SEPARATIONS, separation, "separation")(),
+        resolve(SEPARATIONS, separation or ("network" if kind == "residual_mlp" else "upgrad"), "separation")(),
         store,
         config,
         seed=seed,
@@ -282,8 +297,11 @@ def tiny_learner(
 
 
 def tiny_collector(policy: Policy, *, num_envs: int = 4, num_decisions: int = 6, seed: int = 0) -> RolloutCollector:
+    env: Any = ChunkedEnv(FakeEnv(num_envs, seed=seed), policy.action_horizon)
+    if policy.plan is not None:
+        env = BaseActions(env, policy.plan, **policy.plan_shapes)
     return RolloutCollector(
-        ChunkedEnv(FakeEnv(num_envs, seed=seed), policy.action_horizon),
+        env,
         policy,
         ActionNoise(seed, 0, range(num_envs), policy.noise_shape),
         num_decisions=num_decisions,

@@ -16,6 +16,7 @@ ALGORITHMS: dict[str, str] = {
     "idql": "inril_ray.algorithms.idql:IDQL",
     "ppo": "inril_ray.algorithms.ppo:PPO",
     "qsm": "inril_ray.algorithms.qsm:QSM",
+    "residual_ppo": "inril_ray.algorithms.residual_ppo:ResidualPPO",
     "rlpd": "inril_ray.algorithms.rlpd:RLPD",
     "rwr": "inril_ray.algorithms.rwr:RWR",
     "sac": "inril_ray.algorithms.sac:SAC",

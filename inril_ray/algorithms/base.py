@@ -27,9 +27,13 @@ class AlgorithmConfig:
     actor_lr: PositiveFloat = 1e-4
     actor_min_lr: NonNegativeFloat | None = None
     """The actor's learning rate falls to this along half a cosine; None keeps it constant, as DPPO does here."""
+    lr_warmup_iterations: NonNegativeInt = 0
+    """Iterations over which it rises to its full value first, from ``actor_min_lr``."""
     lr_decay_iterations: PositiveInt = 100
-    """Iterations of that fall; constant afterwards."""
+    """Iterations of the fall; constant afterwards."""
     critic_lr: PositiveFloat = 1e-3
+    critic_min_lr: NonNegativeFloat | None = None
+    """As ``actor_min_lr``, without a rise."""
     weight_decay: NonNegativeFloat = 0.0
     adam_eps: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat | None = None
@@ -172,10 +176,14 @@ class Algorithm(ABC):
     def actor_lr(self, iterations_done: int) -> float:
         """Return the constant or the decayed learning rate of the actor for the next iteration."""
         cfg = self.config
-        if cfg.actor_min_lr is None:
-            return cfg.actor_lr
-        done = min(iterations_done / cfg.lr_decay_iterations, 1.0)
-        return cfg.actor_min_lr + (cfg.actor_lr - cfg.actor_min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+        return _cosine(
+            cfg.actor_lr, cfg.actor_min_lr, iterations_done, cfg.lr_warmup_iterations, cfg.lr_decay_iterations
+        )
+
+    def critic_lr(self, iterations_done: int) -> float:
+        """Return that of the critic."""
+        cfg = self.config
+        return _cosine(cfg.critic_lr, cfg.critic_min_lr, iterations_done, 0, cfg.lr_decay_iterations)
 
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
@@ -191,3 +199,13 @@ class Algorithm(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - see state_dict
         """Put back what :meth:`state_dict` returned."""
+
+
+def _cosine(peak: float, low: float | None, done: int, warmup: int, total: int) -> float:
+    """Return the learning rate after ``done`` iterations: a linear rise, then half a cosine down to ``low``."""
+    if low is None:
+        return peak
+    if done < warmup:
+        return low + (peak - low) * (done + 1) / warmup
+    fallen = min((done - warmup) / max(1, total - warmup), 1.0)
+    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * fallen))

@@ -41,6 +41,8 @@ class OnPolicyConfig(AlgorithmConfig):
     """Passes over each rollout."""
     minibatch_size: PositiveInt = 7500
     """Samples in a minibatch; a sample is one scored step of one decision. The last partial one is dropped."""
+    accumulate: PositiveInt | None = None
+    """Samples in one pass; the gradients of larger minibatches are added up and equal those of one pass."""
     gae_lambda: UnitFloat = 0.95
     clip_ratio: PositiveFloat = 0.01
     value_coef: NonNegativeFloat = 0.5
@@ -70,6 +72,17 @@ class Minibatch:
     """[N]"""
     returns: Tensor
     """[N]"""
+    normalized: bool = False
+    """The advantages are, over a larger minibatch."""
+
+    def split(self, size: int) -> list[Minibatch]:
+        """Return parts of at most so many samples, with the advantages normalised over all of them."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "normalized"]
+        columns = {name: getattr(self, name) for name in names} | {"advantage": normalized(self.advantage)}
+        return [
+            Minibatch(**{k: v[i : i + size] for k, v in columns.items()}, normalized=True)
+            for i in range(0, len(self.step), size)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +189,7 @@ class OnPolicyAlgorithm(Algorithm):
     def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> PreparedRollout:
         """Scale rewards, evaluate the critic, estimate advantages; see :meth:`Algorithm.prepare`."""
         cfg = self.config
-        over = rollout.terminated | rollout.truncated
-        rewards = rollout.rewards
-        if cfg.scale_rewards:
-            rewards = self.reward_scaler(rewards, over, fresh_start)
+        rewards = self.scaled_rewards(rollout, fresh_start=fresh_start)
         values, next_values = self._values(rollout.obs, policy), self._values(rollout.next_obs, policy)
         advantages = gae(
             rewards,
@@ -211,6 +221,12 @@ class OnPolicyAlgorithm(Algorithm):
             stats={"explained_variance": float(explained), "dropped_samples": float((~valid).sum())},
         )
 
+    def scaled_rewards(self, rollout: Rollout, *, fresh_start: bool) -> np.ndarray:
+        """Return rewards [T, B] as the critic sees them."""
+        if not self.config.scale_rewards:
+            return rollout.rewards
+        return self.reward_scaler(rollout.rewards, rollout.terminated | rollout.truncated, fresh_start)
+
     @torch.no_grad()
     def _values(self, obs: np.ndarray, policy: Policy) -> np.ndarray:
         # A copy, because fragments from the object store are read-only and PyTorch can't say so of a tensor.
@@ -218,14 +234,23 @@ class OnPolicyAlgorithm(Algorithm):
         parts = [self.critic(policy.normalizer.obs(part)) for part in flat.split(VALUE_CHUNK)]
         return torch.cat(parts).cpu().numpy().reshape(obs.shape[:2])
 
+    def parts(self, minibatch: Minibatch) -> list[tuple[Minibatch, float]]:
+        """Split a minibatch that is larger than ``accumulate``."""
+        size, total = self.config.accumulate, len(minibatch.step)
+        if size is None or total <= size:
+            return [(minibatch, 1.0)]
+        return [(part, len(part.step) / total) for part in minibatch.split(size)]
+
     def loss(self, policy: Policy, minibatch: Minibatch) -> Losses:
         """Return PPO's losses over scored steps; see :meth:`Algorithm.loss`."""
         weights, clips = self.step_weights(policy.num_scored_steps)
         weight = torch.tensor(weights, device=self.device)[minibatch.step]
         clip_ratio = torch.tensor(clips, device=self.device)[minibatch.step]
         log_prob = policy.log_prob(minibatch.obs, minibatch.before, minibatch.after, minibatch.step)
-        advantage = normalized(minibatch.advantage) * weight
-        surrogate, kl, clip_fraction = clipped_surrogate(log_prob, minibatch.old_log_prob, advantage, clip_ratio)
+        advantage = minibatch.advantage if minibatch.normalized else normalized(minibatch.advantage)
+        surrogate, kl, clip_fraction = clipped_surrogate(
+            log_prob, minibatch.old_log_prob, advantage * weight, clip_ratio
+        )
         values = self.critic(policy.normalizer.obs(minibatch.obs))
         value = value_loss(values, minibatch.returns)
         stats = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,10 @@ class Policy(nn.Module):
     """Shape of the standard normal noise that one decision consumes."""
     imitates_apart: ClassVar[bool] = False
     """Imitation changes other parameters than reinforcement."""
+    plan: Any = None
+    """Makes the base actions of a residual policy; None for all others."""
+    plan_shapes: Mapping[str, Any] = {}
+    """What goes with ``plan``; see :class:`inril_ray.envs.base_actions.BaseActions`."""
 
     @abstractmethod
     def act(self, obs: Tensor, noise: Tensor, *, deterministic: bool) -> Action:

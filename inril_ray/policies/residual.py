@@ -1,0 +1,219 @@
+"""Residual policy: a small Gaussian that corrects every action of a cloned, chunked diffusion policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from inril_ray.config import config
+from inril_ray.losses.imitation import gaussian_log_prob
+from inril_ray.policies.base import Action, Normalizer, Policy, Timesteps
+from inril_ray.policies.diffusion import (
+    DenoisingConfig,
+    DiffusionConfig,
+    DiffusionPolicy,
+    DiffusionUNetConfig,
+    DiffusionUNetPolicy,
+)
+from inril_ray.policies.networks import ResidualActor
+from inril_ray.types import BoolArray, EnvSpec, FloatArray, NormalizerStats
+
+
+@config
+class ResidualSettings:
+    """Sizes and noise of the correction. Defaults are ResiP's."""
+
+    hidden_dims: tuple[PositiveInt, ...] = (256, 256)
+    scale: Annotated[float, Field(gt=0)] = 0.1
+    """Share of the correction that is executed, normalised units."""
+    log_std: float = -1.0
+    """Of the correction before it is scaled; not trained."""
+    input_limit: Annotated[float, Field(gt=0)] = 3.0
+    """Normalised observations are clipped to it."""
+    warm_start: bool = True
+    """A plan begins from what is left of the last one, noised to the level of the second step."""
+
+    base: DenoisingConfig
+
+    @property
+    def prediction_horizon(self) -> int:
+        """Actions that a chunk of the base predicts."""
+        return self.base.prediction_horizon
+
+
+@config
+class ResidualMLPConfig(ResidualSettings):
+    """A correction of a diffusion MLP. Its defaults suit Robomimic."""
+
+    base: DiffusionConfig = DiffusionConfig(
+        prediction_horizon=8, action_horizon=4, denoising_steps=20, ddim_steps=4, finetuned_steps=4
+    )
+
+
+@config
+class ResidualUNetConfig(ResidualSettings):
+    """A correction of a diffusion U-Net. Its defaults are ResiP's."""
+
+    base: DiffusionUNetConfig = DiffusionUNetConfig(
+        prediction_horizon=32,
+        action_horizon=8,
+        denoising_steps=100,
+        ddim_steps=4,
+        finetuned_steps=4,
+        widths=(256, 512, 1024),
+        step_embedding_dim=256,
+        group_norm_eps=1e-5,
+        film="shallow",
+    )
+
+
+class ResidualNormalizer(Normalizer):
+    """Normalises the observation and leaves the base action behind it as it is.
+
+    Args:
+        stats: range of the demonstrations.
+        obs_dim: width of the observation.
+        limit: clip of the normalised observation.
+    """
+
+    def __init__(self, stats: NormalizerStats, obs_dim: int, limit: float) -> None:
+        super().__init__(stats)
+        self._obs_dim, self._limit = obs_dim, limit
+
+    def obs(self, obs: Tensor) -> Tensor:
+        """Normalise [..., O + A]."""
+        seen, base = obs[..., : self._obs_dim], obs[..., self._obs_dim :]
+        return torch.cat([super().obs(seen).clamp(-self._limit, self._limit), base], dim=-1)
+
+
+class ResidualPolicy(Policy):
+    """Executes base action + scale x correction; only the correction is reinforced, only the base imitates.
+
+    It decides at every control step, on the observation followed by the base's action, which
+    :class:`inril_ray.envs.base_actions.BaseActions` supplies.
+
+    Args:
+        config: sizes and noise.
+        spec: the task.
+        stats: range of the demonstrations.
+
+    Source: Ankile et al. 2024 (ResiP). The log-probability is summed over the dimensions of the action.
+    """
+
+    Config: type[ResidualSettings] = ResidualMLPConfig
+    Base: type[DiffusionPolicy] = DiffusionPolicy
+    imitates_apart = True
+
+    def __init__(self, config: ResidualSettings, spec: EnvSpec, stats: NormalizerStats) -> None:
+        super().__init__()
+        self.config = config
+        self.horizon = self.action_horizon = self.num_scored_steps = 1
+        self.noise_shape = (1, spec.action_dim)
+        self._action_dim = spec.action_dim
+        self.normalizer = ResidualNormalizer(stats, spec.obs_dim, config.input_limit)
+        self.base = self.Base(config.base, spec, stats)
+        self.correction = ResidualActor(spec.obs_dim + spec.action_dim, spec.action_dim, config.hidden_dims)
+
+    def decision_spec(self, spec: EnvSpec) -> EnvSpec:
+        """Return the task with observations that end with the base's action."""
+        return dataclasses.replace(spec, obs_dim=spec.obs_dim + spec.action_dim)
+
+    def begin_finetuning(self) -> None:
+        """Make the cloned network the base that plans."""
+        self.base.begin_finetuning()
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the correction's parameters."""
+        return list(self.correction.parameters())
+
+    def imitated(self) -> list[nn.Parameter]:
+        """Return the base's parameters."""
+        return self.base.trainable()
+
+    def pretrained(self) -> nn.Module:
+        """Return the base's network."""
+        return self.base.pretrained()
+
+    # -- the base -----------------------------------------------------------------------------------------------------
+    @property
+    def plan_shapes(self) -> dict[str, Any]:
+        """Shapes of what :meth:`plan` takes and gives, and how many actions of a plan are used."""
+        return {
+            "noise_shape": self.base.noise_shape,
+            "chunk_shape": (self.base.horizon, self._action_dim),
+            "replan_every": self.base.action_horizon,
+        }
+
+    @torch.no_grad()
+    def plan(self, obs: FloatArray, noise: FloatArray, former: FloatArray, known: BoolArray) -> FloatArray:
+        """Return the base's chunks [n, H, A], normalised, sampled as in evaluation.
+
+        Args:
+            obs: [n, O].
+            noise: [n, *noise_shape] standard normal.
+            former: [n, H, A] what is left of the last plans, in their first places.
+            known: [n] there is a last plan.
+        """
+        device = self.normalizer.obs_low.device
+        start = torch.from_numpy(noise).to(device)
+        if self.config.warm_start and known.any():
+            schedule = self.base.schedule
+            level = schedule.levels[max(0, self.config.base.executed_steps - 2)]
+            last = torch.from_numpy(np.ascontiguousarray(former)).to(device)
+            warm = schedule.add_noise(last, start[:, 0], level.repeat(len(last)))
+            start[:, 0] = torch.where(torch.from_numpy(known).to(device)[:, None, None], warm, start[:, 0])
+        normalized = self.base.normalizer.obs(torch.from_numpy(obs).to(device))
+        limit = self.config.input_limit
+        return self.base.denoise(normalized.clamp(-limit, limit), start, deterministic=True).cpu().numpy()
+
+    # -- the correction -----------------------------------------------------------------------------------------------
+    def _std(self, like: Tensor) -> Tensor:
+        return torch.full_like(like, self.config.log_std).exp()
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Tensor, *, deterministic: bool) -> Action:
+        """Correct the base's actions; see :meth:`Policy.act`. Observations are [B, O + A]."""
+        mean = self.correction(self.normalizer.obs(obs))
+        delta = mean if deterministic else mean + self._std(mean) * noise[:, 0]
+        base = obs[:, -self._action_dim :]
+        executed = self.normalizer.unnormalize_action(base + self.config.scale * delta)
+        return Action(
+            chunk=executed[:, None],
+            chain=torch.stack([torch.zeros_like(delta), delta], dim=1)[:, :, None],
+            log_probs=gaussian_log_prob(delta, mean, self._std(mean)).sum(dim=1)[:, None],
+        )
+
+    def log_prob(self, obs: Tensor, before: Tensor, after: Tensor, step: Tensor) -> Tensor:
+        """Return the log-probability [N] of corrections ``after`` [N, 1, A], summed; see :meth:`Policy.log_prob`."""
+        mean = self.correction(self.normalizer.obs(obs))
+        return gaussian_log_prob(after[:, 0], mean, self._std(mean)).sum(dim=1)
+
+    # -- imitation ----------------------------------------------------------------------------------------------------
+    def il_loss(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        noise: Tensor,
+        uniform: Tensor,
+        timesteps: Timesteps,
+        *,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the base's noise-prediction error, over all levels; see :meth:`Policy.il_loss`."""
+        return self.base.il_loss(obs, actions, noise, uniform, "all", weight=weight)
+
+    def bc_loss(self, obs: Tensor, actions: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
+        """Return the base's loss of pre-training."""
+        return self.base.bc_loss(obs, actions, noise, uniform)
+
+
+class ResidualUNetPolicy(ResidualPolicy):
+    """A correction of a diffusion U-Net; see :class:`ResidualPolicy`."""
+
+    Config = ResidualUNetConfig
+    Base = DiffusionUNetPolicy
