@@ -136,18 +136,16 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     if not isinstance(values.get("task"), str):
         raise InrilError("No task given. Pass --task, for example --task robomimic/lift.")
     task, algorithm = values["task"], values.get("algorithm", "dppo")
+    _check_name(envs.TASKS, task, "task")
+    _check_name(ALGORITHMS, algorithm, "algorithm")
+    values = merge(preset(algorithm, task, values.get("policy")), values)
+    policy = values.get("policy", "diffusion_mlp")
     for name, table, kind in (
-        (task, envs.TASKS, "task"),
-        (algorithm, ALGORITHMS, "algorithm"),
+        (policy, POLICIES, "policy"),
         (values.get("schedule", "fixed"), SCHEDULES, "schedule"),
         (values.get("separation", "upgrad"), SEPARATIONS, "separation"),
     ):
         _check_name(table, name, kind)
-    values = merge(preset(algorithm, task), values)
-    if algorithm == "residual_ppo":
-        values.setdefault("separation", "network")
-    policy = values.get("policy", "diffusion_mlp")
-    _check_name(POLICIES, policy, "policy")
     sections = {
         "actor": (resolve(POLICIES, policy, "policy").Config, values.get("actor", {})),
         "rl": (resolve(ALGORITHMS, algorithm, "algorithm").Config, values.get("rl", {})),
@@ -189,17 +187,33 @@ def _check_name(table: Mapping[str, str], name: Any, kind: str) -> None:
         resolve(table, str(name), kind)
 
 
-def preset(algorithm: str, task: str) -> dict[str, Any]:
-    """Return the shipped settings of an algorithm for a task: defaults, then its suite, then the task."""
-    path = resources.files("inril_ray.presets") / f"{algorithm}.yaml"
+def preset(algorithm: str, task: str, policy: str | None = None) -> dict[str, Any]:
+    """Return the shipped settings of an algorithm for a task: those of the suite and the task, then the algorithm's.
+
+    Args:
+        algorithm: name.
+        task: name.
+        policy: name; None takes the algorithm's own.
+    """
+    shared, own = _preset_file("tasks"), _preset_file(algorithm)
+    keys = (task.split("/")[0], task)
+    common: dict[str, Any] = {}
+    for key in keys:
+        common = merge(common, shared.get(key, {}))
+    result = own.get("defaults", {})
+    for key in keys:
+        result = merge(result, own.get(key, {}))
+    actors = common.pop("actors", {})
+    name = policy or result.get("policy", "diffusion_mlp")
+    return merge({**common, "actor": actors.get(name, {})}, result)
+
+
+def _preset_file(name: str) -> dict[str, Any]:
+    path = resources.files("inril_ray.presets") / f"{name}.yaml"
     if not path.is_file():
         return {}
     with resources.as_file(path) as file:
-        layers = read_yaml(file)
-    result = layers.get("defaults", {})
-    for key in (task.split("/")[0], task):
-        result = merge(result, layers.get(key, {}))
-    return result
+        return read_yaml(file)
 
 
 def shipped_config(name: str) -> dict[str, Any]:
@@ -210,9 +224,9 @@ def shipped_config(name: str) -> dict[str, Any]:
     """
     folder = resources.files("inril_ray.presets")
     path = folder / f"{name}.yaml"
-    if name in ALGORITHMS or not path.is_file():
+    if name in {*ALGORITHMS, "tasks"} or not path.is_file():
         found = sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
-        names = ", ".join(n for n in found if n not in ALGORITHMS)
+        names = ", ".join(n for n in found if n not in {*ALGORITHMS, "tasks"})
         raise InrilError(f"{name!r} is neither a file nor a shipped configuration ({names}).")
     with resources.as_file(path) as file:
         return read_yaml(file)

@@ -176,9 +176,8 @@ class Algorithm(ABC):
     def actor_lr(self, iterations_done: int) -> float:
         """Return the constant or the decayed learning rate of the actor for the next iteration."""
         cfg = self.config
-        return _cosine(
-            cfg.actor_lr, cfg.actor_min_lr, iterations_done, cfg.lr_warmup_iterations, cfg.lr_decay_iterations
-        )
+        span = cfg.lr_warmup_iterations, cfg.lr_decay_iterations
+        return _cosine(cfg.actor_lr, cfg.actor_min_lr, iterations_done, *span)
 
     def critic_lr(self, iterations_done: int) -> float:
         """Return that of the critic."""

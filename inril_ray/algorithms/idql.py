@@ -64,7 +64,7 @@ class BestOfSamples(Choosing):
         else:
             better = q > self.value(self.normalizer.obs(obs))[:, None]
             weight = torch.where(better, self.config.exploration_expectile, 1.0 - self.config.exploration_expectile)
-            chosen = draw_index(weight / weight.sum(dim=1, keepdim=True), noise[:, -1])
+            chosen = draw_index(weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12), noise[:, -1])
         chunk = proposals.view(batch, num, *proposals.shape[1:])[torch.arange(batch, device=obs.device), chosen]
         return unscored(chunk, self.policy)
 

@@ -260,13 +260,10 @@ def test_the_learning_rate_of_the_actor_is_constant_or_falls_along_half_a_cosine
     assert [falling.actor_lr(i) for i in (0, 20, 40, 80, 500)] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("decisions", "steps", "epochs", "size", "expected"),
-    [(15_000, 10, 10, 7500, 200), (24, 3, 2, 20, 6), (2, 3, 4, 20, 4)],
-)
-def test_nominal_updates(decisions, steps, epochs, size, expected):
-    algorithm = tiny_algorithm("dppo", num_epochs=epochs, minibatch_size=size)
-    assert algorithm.nominal_updates(decisions, steps) == expected
+def test_nominal_updates_are_the_minibatches_of_all_passes(policy, rollout):
+    for size, epochs, expected in ((20, 2, 6), (7, 3, 30), (1000, 4, 4)):
+        batch = tiny_algorithm("dppo", num_epochs=epochs, minibatch_size=size).prepare(rollout, policy, fresh_start=True)
+        assert batch.nominal_updates == expected == len(list(batch.updates(generator())))
 
 
 def test_reward_statistics_survive_a_checkpoint(policy, rollout):
