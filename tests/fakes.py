@@ -39,8 +39,33 @@ TINY_POLICY: dict[str, dict[str, Any]] = {
         "hidden_dim": 8,
         "step_embedding_dim": 4,
     },
+    "diffusion_unet": {
+        "prediction_horizon": 4,
+        "action_horizon": 2,
+        "denoising_steps": 7,
+        "ddim_steps": 3,
+        "finetuned_steps": 2,
+        "widths": (8, 16),
+        "num_groups": 4,
+        "kernel_size": 3,
+        "step_embedding_dim": 4,
+    },
     "gaussian_mlp": {"prediction_horizon": 3, "hidden_dim": 8},
     "tanh_gaussian": {"prediction_horizon": 3, "hidden_dims": (8, 8)},
+    "residual_unet": {
+        "hidden_dims": (8, 8),
+        "base": {
+            "prediction_horizon": 4,
+            "action_horizon": 2,
+            "denoising_steps": 7,
+            "ddim_steps": 3,
+            "finetuned_steps": 3,
+            "widths": (8, 16),
+            "num_groups": 4,
+            "kernel_size": 3,
+            "step_embedding_dim": 4,
+        },
+    },
     "residual_mlp": {
         "hidden_dims": (8, 8),
         "base": {

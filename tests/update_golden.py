@@ -21,9 +21,15 @@ NUM_UPDATES = 10
 CASES: dict[str, dict[str, Any]] = {
     "dppo": {"algorithm": "dppo", "schedule": "fixed", "separation": "upgrad"},
     "ppo": {"algorithm": "ppo", "schedule": "fixed", "separation": "upgrad"},
+    "separation_cagrad": {"separation": "cagrad"},
+    "separation_dualproj": {"separation": "dualproj"},
+    "separation_mgda": {"separation": "mgda"},
     "separation_naive": {"separation": "naive"},
+    "separation_network": {"algorithm": "residual_ppo", "separation": "network"},
     "separation_pcgrad": {"separation": "pcgrad"},
+    "separation_project_il": {"separation": "project_il"},
     "separation_upgrad": {"separation": "upgrad", "every": 2},
+    "schedule_bc_reg": {"schedule": "bc_reg", "bc_weight": 0.5},
     "schedule_fixed": {"schedule": "fixed", "every": 3},
     "schedule_il_only": {"schedule": "il_only", "separation": "naive"},
     "schedule_rl_only": {"schedule": "rl_only"},
@@ -42,7 +48,8 @@ def trace(case: str) -> Trace:
 
 
 def _trace(**settings: Any) -> Trace:
-    rl = {"num_epochs": 1, "minibatch_size": 20 if settings.get("algorithm") != "ppo" else 6, "actor_lr": 1e-3}
+    size = {"ppo": 6, "residual_ppo": 12}.get(settings.get("algorithm", "dppo"), 20)
+    rl = {"num_epochs": 1, "minibatch_size": size, "actor_lr": 1e-3}
     learner = tiny_learner(**settings, rl=rl, il_lr=1e-3, double=True)
     rollouts = tiny_rollouts(learner.policy, 8)
     rng = np.random.default_rng(0)

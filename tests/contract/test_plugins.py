@@ -32,7 +32,16 @@ from inril_ray.schedules.base import Iteration, Schedule
 from inril_ray.tracking import TRACKERS
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.types import EnvSpec, InrilError
-from tests.fakes import CPU, POLICY_OF, TINY_POLICY, TINY_RL, fake_spec, tiny_rollouts, unit_stats
+from tests.fakes import (
+    ACTOR_OF,
+    POLICY_OF,
+    TINY_POLICY,
+    fake_spec,
+    tiny_algorithm,
+    tiny_collector,
+    tiny_policy,
+    unit_stats,
+)
 
 TABLES: dict[str, dict[str, str]] = {
     "task": envs.TASKS,
@@ -153,7 +162,7 @@ def test_policy_acts_scores_and_imitates(name: str) -> None:
     policy.begin_finetuning()
     assert 1 <= policy.action_horizon <= policy.horizon
     generator = torch.Generator().manual_seed(0)
-    obs = torch.randn(b, 3, generator=generator)
+    obs = torch.randn(b, policy.decision_spec(fake_spec()).obs_dim, generator=generator)
     noise = torch.randn(b, *policy.noise_shape, generator=generator)
     action = policy.act(obs, noise, deterministic=False)
     f, h = policy.num_scored_steps, policy.horizon
@@ -161,67 +170,87 @@ def test_policy_acts_scores_and_imitates(name: str) -> None:
     assert action.chain.shape == (b, f + 1, h, 2)
     assert action.log_probs.shape == (b, f)
     assert not action.chunk.requires_grad
-    torch.testing.assert_close(policy.normalizer.unnormalize_action(action.chain[:, -1]), action.chunk)
+    executed = action.chain[:, -1]
+    if policy.plan is not None:  # what is scored is the correction of the base action, which is observed
+        executed = obs[:, None, 3:] + policy.config.scale * executed
+    torch.testing.assert_close(policy.normalizer.unnormalize_action(executed), action.chunk)
     torch.testing.assert_close(policy.act(obs, noise, deterministic=False).chunk, action.chunk, rtol=0, atol=0)
     assert not torch.equal(policy.act(obs, -noise, deterministic=False).chunk, action.chunk)
     for step in range(f):
         scored = policy.log_prob(obs, action.chain[:, step], action.chain[:, step + 1], torch.full((b,), step))
         torch.testing.assert_close(scored.detach(), action.log_probs[:, step])
         assert scored.requires_grad
-    windows, uniform = torch.randn(b, h, 2, generator=generator), torch.rand(b, generator=generator)
-    target = torch.randn(b, h, 2, generator=generator)
-    trainable = policy.trainable()
-    assert trainable
-    assert len({id(p) for p in trainable}) == len(trainable)
+    length = policy.config.prediction_horizon
+    windows, uniform = torch.randn(b, length, 2, generator=generator), torch.rand(b, generator=generator)
+    target = torch.randn(b, length, 2, generator=generator)
+    for parameters in (policy.trainable(), policy.imitated()):
+        assert parameters
+        assert len({id(p) for p in parameters}) == len(parameters)
+    assert policy.imitates_apart == ({id(p) for p in policy.trainable()} != {id(p) for p in policy.imitated()})
     for timesteps in ("finetuned", "all"):
-        loss = policy.il_loss(obs, windows, target, uniform, timesteps)
+        loss = policy.il_loss(obs[:, :3], windows, target, uniform, timesteps)
         assert loss.shape == ()
-        grads = torch.autograd.grad(loss, trainable, allow_unused=True)
+        grads = torch.autograd.grad(loss, policy.imitated(), allow_unused=True)
         assert any(g is not None and g.abs().sum() > 0 for g in grads)
+        alone = policy.il_loss(obs[:, :3], windows, target, uniform, timesteps, weight=b * torch.eye(b)[2])
+        own = policy.il_loss(obs[2:3, :3], windows[2:3], target[2:3], uniform[2:3], timesteps)
+        torch.testing.assert_close(alone, own, msg="weights choose among windows")
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_cloning_trains_what_fine_tuning_starts_from(name: str) -> None:
     policy = policy_of(name)
-    obs, noise = torch.randn(4, 3), torch.randn(4, *policy.noise_shape)
-    windows, target = torch.randn(4, policy.horizon, 2), torch.randn(4, policy.horizon, 2)
-    policy.bc_loss(obs, windows, target, torch.rand(4)).backward()
+    length = policy.config.prediction_horizon
+
+    def acted(policy: Any) -> torch.Tensor:
+        torch.manual_seed(3)
+        if policy.plan is None:
+            return policy.act(torch.randn(4, 3), torch.randn(4, *policy.noise_shape), deterministic=True).chunk
+        noise = np.random.default_rng(0).normal(size=(4, *policy.plan_shapes["noise_shape"])).astype(np.float32)
+        former = np.zeros((4, *policy.plan_shapes["chunk_shape"]), np.float32)
+        return torch.from_numpy(policy.plan(np.ones((4, 3), np.float32), noise, former, np.zeros(4, bool)))
+
+    windows, target = torch.randn(4, length, 2), torch.randn(4, length, 2)
+    policy.bc_loss(torch.randn(4, 3), windows, target, torch.rand(4)).backward()
     grads = [p.grad for p in policy.pretrained().parameters()]
     assert any(g is not None and g.abs().sum() > 0 for g in grads)
     with torch.no_grad():
         for parameter in policy.pretrained().parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     policy.begin_finetuning()
-    tuned = policy.act(obs, noise, deterministic=True).chunk
+    tuned = acted(policy)
     again = policy_of(name)
     again.load_state_dict(policy.state_dict())
-    torch.testing.assert_close(again.act(obs, noise, deterministic=True).chunk, tuned, rtol=0, atol=0)
-    assert not torch.equal(policy_of(name).act(obs, noise, deterministic=True).chunk, tuned)
+    torch.testing.assert_close(acted(again), tuned, rtol=0, atol=0)
+    fresh = policy_of(name)
+    fresh.begin_finetuning()
+    assert not torch.equal(acted(fresh), tuned)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithm_turns_a_rollout_into_losses(name: str) -> None:
-    policy = policy_of(POLICY_OF.get(name, "diffusion_mlp"))
-    policy.begin_finetuning()
-    cls = resolve(ALGORITHMS, name, "algorithm")
-    algorithm = cls(build(cls.Config, TINY_RL), fake_spec(), 4, CPU)
-    (rollout,) = tiny_rollouts(policy, 1, num_envs=4, num_decisions=6)
-    prepared = algorithm.prepare(rollout, policy, fresh_start=True)
-    assert prepared.num_samples == 6 * 4 * policy.num_scored_steps
-    batches = list(prepared.minibatches(torch.Generator().manual_seed(0)))
-    assert len(batches) == prepared.num_minibatches
-    losses = algorithm.loss(policy, batches[0])
+    policy = tiny_policy(POLICY_OF[name], **ACTOR_OF.get(name, {}))
+    algorithm = tiny_algorithm(name, policy=policy)
+    assert isinstance(algorithm, Algorithm)
+    assert POLICY_OF[name] in algorithm.policies
+    assert set(algorithm.policies) <= set(POLICIES)
+    assert algorithm.problem(algorithm.config, policy.config) is None
+    collector = tiny_collector(algorithm.acting)
+    experience = algorithm.prepare(collector.collect(0), policy, fresh_start=True)
+    generator = torch.Generator().manual_seed(0)
+    updates = list(experience.updates(generator))
+    assert sum(u.actor for u in updates) == experience.nominal_updates + getattr(algorithm, "offline_done", 0)
+    losses = algorithm.loss(policy, experience.sample(generator))
     assert math.isfinite(losses.policy.item())
     assert losses.policy.requires_grad
-    assert math.isfinite(losses.value.item())
-    assert losses.value.requires_grad
+    assert (losses.value is not None) == algorithm.joint_loss
     assert not any(value.requires_grad for value in losses.stats.values())
-    assert isinstance(bool(algorithm.should_stop(losses.stats)), bool)
-    assert algorithm.actor_lr(0) > 0
-    assert isinstance(algorithm.trains_actor(0), bool)
+    assert set(algorithm.optimizers()) <= set(algorithm.modules())
+    worker = algorithm.behaviour(algorithm.config, tiny_policy(POLICY_OF[name], **ACTOR_OF.get(name, {})), fake_spec())
+    worker.load_state_dict(algorithm.acting.state_dict())  # what workers act with has the weights that are published
 
 
-@pytest.mark.parametrize("name", SEPARATIONS)
+@pytest.mark.parametrize("name", [n for n in SEPARATIONS if n != "network"])
 def test_separation_gives_finite_weights_and_writes_the_gradient(name: str) -> None:
     separation = resolve(SEPARATIONS, name, "separation")()
     assert separation.optimizer in ("il", "rl")

@@ -262,7 +262,9 @@ def test_the_learning_rate_of_the_actor_is_constant_or_falls_along_half_a_cosine
 
 def test_nominal_updates_are_the_minibatches_of_all_passes(policy, rollout):
     for size, epochs, expected in ((20, 2, 6), (7, 3, 30), (1000, 4, 4)):
-        batch = tiny_algorithm("dppo", num_epochs=epochs, minibatch_size=size).prepare(rollout, policy, fresh_start=True)
+        batch = tiny_algorithm("dppo", num_epochs=epochs, minibatch_size=size).prepare(
+            rollout, policy, fresh_start=True
+        )
         assert batch.nominal_updates == expected == len(list(batch.updates(generator())))
 
 

@@ -118,7 +118,9 @@ def test_targets_bootstrap_through_time_limits_and_not_through_ends(name, monkey
         "inril_ray.algorithms.off_policy.critic_stats", lambda q, target, loss: seen.update(target=target) or {}
     )
     for module in ("idql", "actor_critic", "ibrl"):
-        monkeypatch.setattr(f"inril_ray.algorithms.{module}.critic_stats", lambda q, t, loss: seen.update(target=t) or {})
+        monkeypatch.setattr(
+            f"inril_ray.algorithms.{module}.critic_stats", lambda q, t, loss: seen.update(target=t) or {}
+        )
     ended = torch.tensor([0.0, 1.0] * 8)
     batch = batch_of(policy, terminated=ended)
     algorithm.update_critics(policy, batch)
@@ -235,7 +237,9 @@ def test_evaluation_takes_the_sample_that_critics_value_most():
     q = Bowl()(None, samples).min(dim=0).values.view(5, 8)
     torch.testing.assert_close(Bowl()(None, chosen).min(dim=0).values, q.max(dim=1).values)
     monotone = BestOfSamples(policy, lambda o, c: (3 * Bowl()(o, c)).exp(), None, best.config)  # type: ignore[arg-type]
-    assert torch.equal(monotone.act(obs, noise, deterministic=True).chunk, best.act(obs, noise, deterministic=True).chunk)
+    assert torch.equal(
+        monotone.act(obs, noise, deterministic=True).chunk, best.act(obs, noise, deterministic=True).chunk
+    )
 
 
 def test_exploration_prefers_samples_better_than_the_state_value():
