@@ -10,6 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from inril_ray.config import config
 from inril_ray.envs.base import PURPOSES
+from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.policies.base import Policy
 from inril_ray.rollout import ActionNoise
@@ -41,7 +42,9 @@ class Evaluator:
         device: where inference runs.
     """
 
-    def __init__(self, env: ChunkedEnv, seed: int, total_envs: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, env: ChunkedEnv | BaseActions, seed: int, total_envs: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.env, self.seed, self.total_envs = env, seed, total_envs
         self.device = torch.device(device)
 

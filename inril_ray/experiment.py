@@ -23,12 +23,13 @@ from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.evaluate import EvaluationConfig, Evaluator
 from inril_ray.gradient_separation import SEPARATIONS
-from inril_ray.learner import InterleaveConfig, Learner
+from inril_ray.interleave import InterleaveConfig
+from inril_ray.learner import Learner
 from inril_ray.policies import POLICIES
 from inril_ray.policies.base import Policy
 from inril_ray.pretrain import PretrainConfig
 from inril_ray.registry import resolve
-from inril_ray.rollout import ActionNoise, RolloutCollector
+from inril_ray.rollout import ActionNoise, RolloutCollector, decision_env
 from inril_ray.schedules import SCHEDULES
 from inril_ray.tracking import TRACKERS
 from inril_ray.types import EnvSpec, EpisodeStats, InrilError, NormalizerStats
@@ -282,6 +283,25 @@ def build_policy(config: ExperimentConfig, spec: EnvSpec, stats: NormalizerStats
     return resolve(POLICIES, config.policy, "policy")(config.actor, spec, stats or blank)
 
 
+def build_acting(config: ExperimentConfig) -> Policy:
+    """Make what acts in the environments, without its weights: a policy, with critics where they have a say."""
+    spec = task_spec(config)
+    policy = build_policy(config, spec)
+    return resolve(ALGORITHMS, config.algorithm, "algorithm").behaviour(config.rl, policy, policy.decision_spec(spec))
+
+
+def load_acting(policy: Policy, weights: Mapping[str, Any]) -> None:
+    """Load named weights [numpy or tensors] into what acts; those not named keep their values.
+
+    Weights of a policy alone, as cloning leaves it, go to their place in what acts with critics.
+    """
+    own = policy.state_dict()
+    if not weights.keys() <= own.keys():
+        own = {name.removeprefix("policy."): value for name, value in own.items()}
+    for name, value in weights.items():
+        own[name].copy_(torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value)
+
+
 def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
     """Make the learner with freshly initialised networks."""
     device = learner_device(config)
@@ -293,7 +313,7 @@ def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
         policy=policy, spec=policy.decision_spec(spec), num_envs=config.rollout.num_envs, device=device, demos=demos
     )
     algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")(config.rl, context)
-    schedule = resolve(SCHEDULES, config.schedule, "schedule")(config.interleave.every)
+    schedule = resolve(SCHEDULES, config.schedule, "schedule").from_config(config.interleave)
     separation = resolve(SEPARATIONS, config.separation, "separation")()
     return Learner(policy, algorithm, schedule, separation, store, config.interleave, seed=config.seed, device=device)
 
@@ -315,9 +335,7 @@ class WorkerParts:
 
     def __init__(self, config: ExperimentConfig, worker: int, num_workers: int) -> None:
         self.config, self.worker, self.num_workers = config, worker, num_workers
-        policy = build_policy(config, task_spec(config))
-        algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")
-        self.policy: Policy = algorithm.behaviour(config.rl, policy, policy.decision_spec(task_spec(config)))
+        self.policy = build_acting(config)
         self.policy.eval()
         mine = share(config.rollout.num_envs, worker, num_workers)
         self.collector = RolloutCollector(
@@ -339,21 +357,11 @@ class WorkerParts:
             purpose=purpose,
             first_env=indices.start,
         )
-        chunked = ChunkedEnv(env, self.policy.action_horizon)
-        return (
-            chunked if self.policy.plan is None else BaseActions(chunked, self.policy.plan, **self.policy.plan_shapes)
-        )
+        return decision_env(env, self.policy)
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
-        """Load named weights [numpy or tensors]; those not named keep their values.
-
-        A policy that is cloned only, without the critics that some algorithms act with, is loaded into its place.
-        """
-        own = self.policy.state_dict()
-        if not weights.keys() <= own.keys():
-            own = {name.removeprefix("policy."): value for name, value in own.items()}
-        for name, value in weights.items():
-            own[name].copy_(torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value)
+        """Load named weights; see :func:`load_acting`."""
+        load_acting(self.policy, weights)
 
     def evaluate(self, num_episodes: int) -> EpisodeStats:
         """Run this worker's share of an evaluation."""

@@ -5,55 +5,25 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from inril_ray.algorithms.base import Algorithm, Experience, Losses
 from inril_ray.checkpoint import load_module, load_optimizer
-from inril_ray.config import config
 from inril_ray.demos.store import DemoStore
 from inril_ray.gradient_separation.base import Separation, SeparationReport, gramian_of
 from inril_ray.gradient_separation.naive import Naive
 from inril_ray.gradient_separation.relation import GradientRelation
+from inril_ray.interleave import InterleaveConfig
+from inril_ray.interleaving_theory import InterleavingTheory, IterationContext
 from inril_ray.metrics import MeanMetrics
-from inril_ray.policies.base import Policy, Timesteps
+from inril_ray.policies.base import Policy
 from inril_ray.pretrain import epoch_batches, imitation_inputs
-from inril_ray.schedules.base import Schedule
+from inril_ray.schedules.base import Iteration, Schedule
 from inril_ray.types import DemoBatch, InrilError, Rollout
-
-
-@config
-class InterleaveConfig:
-    """How imitation is interleaved. Defaults are IN-RIL's for Robomimic Lift."""
-
-    every: PositiveInt = 10
-    """m: RL iterations between imitation iterations."""
-    il_steps: Literal["matched", "epoch"] | Annotated[int, Field(ge=1)] = "matched"
-    """Gradient steps of an imitation iteration: as many as those of an RL iteration, one pass over the demonstrations,
-    or a number."""
-    il_batch_size: PositiveInt = 256
-    il_lr: PositiveFloat = 1e-4
-    il_weight_decay: NonNegativeFloat = 1e-6
-    il_timesteps: Timesteps = "finetuned"
-    """Denoising steps that imitation trains: those that fine-tuning executes, or all."""
-    il_adam_eps: PositiveFloat = 1e-8
-    share_optimizer: bool = False
-    """Imitation is stepped by the optimiser of RL."""
-    phase: Literal["inserted", "merged"] = "inserted"
-    """``inserted``: an iteration of imitation after every m of RL; ``merged``: every step of every m-th RL iteration
-    combines both gradients."""
-    bc_weight: NonNegativeFloat = 0.1
-    """Weight of imitation in every RL step, for the schedule ``bc_reg``."""
-    bc_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor of that weight with each iteration."""
-    bc_source: Literal["demos", "base"] = "demos"
-    """What is imitated there: demonstrations, or the cloned policy on the observations of the rollout."""
-    relation_pairs: Annotated[int, Field(ge=2)] = 4
-    """Pairs of gradients measured in each iteration."""
 
 
 class Learner:
@@ -106,6 +76,7 @@ class Learner:
             "il_iterations": 0,
             "il_updates": 0,
         }
+        self.theory = InterleavingTheory(config.adaptive.ema, c_il=config.adaptive.c_il)
         self._probe = self._fixed_probe()
         self._cloned: Policy | None = None
 
@@ -156,7 +127,10 @@ class Learner:
 
         start = time.perf_counter()
         train_actor = iteration.rl and self.algorithm.trains_actor(self.version)
-        metrics |= self._reinforce(batch, train_actor=train_actor, merged=merged, regularized=iteration.regularized)
+        relation = GradientRelation()
+        metrics |= self._reinforce(
+            batch, relation if merged else None, train_actor=train_actor, regularized=iteration.regularized
+        )
         metrics["rl_s"] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -165,12 +139,13 @@ class Learner:
         if iteration.il:
             metrics |= {f"{name}_before": value for name, value in before.items()}
         else:
-            metrics |= before | self._measure_relation(batch)
+            self._measure_relation(batch, relation)
+            metrics |= before
         metrics["diagnostics_s"] = spent + time.perf_counter() - start
 
         start = time.perf_counter()
         if iteration.il and not merged:
-            metrics |= self._imitate(batch, reinforced=iteration.rl)
+            metrics |= self._imitate(batch, relation, reinforced=iteration.rl)
         if iteration.il:
             metrics |= self._probe_losses()
         metrics["il_s"] = time.perf_counter() - start
@@ -179,19 +154,25 @@ class Learner:
         self.counters["env_steps"] += rollout.env_steps
         self.counters["rl_iterations"] += iteration.rl
         self.counters["il_iterations"] += iteration.il
+        context = self._context(batch, iteration, reinforced=train_actor)
+        self.theory.observe(relation.estimate(), context, metrics["il_probe_loss"])
+        self.schedule.observe(self.theory.relation, context)
+        metrics |= relation.metrics() | self.theory.metrics() | self.schedule.decision()
         return metrics | {name: float(count) for name, count in self.counters.items()}
 
     # -- reinforcement ------------------------------------------------------------------------------------------------
-    def _reinforce(self, batch: Experience, *, train_actor: bool, merged: bool, regularized: bool) -> dict[str, float]:
+    def _reinforce(
+        self, batch: Experience, merged: GradientRelation | None, *, train_actor: bool, regularized: bool
+    ) -> dict[str, float]:
         """Make one RL iteration.
 
         Args:
             batch: what to learn from.
+            merged: every step of the actor combines both gradients, and the first pairs are taken in; None for neither.
             train_actor: False trains the critics only.
-            merged: every step of the actor combines both gradients.
             regularized: every step of the actor adds the weighted imitation loss.
         """
-        means, relation, skipped, stopped, reports = MeanMetrics(), GradientRelation(), 0, False, 0
+        means, skipped, stopped, reports = MeanMetrics(), 0, False, 0
         weight = self.config.bc_weight * self.config.bc_decay**self.version if regularized else 0.0
         for group in self.actor_optimizer.param_groups:
             group["lr"] = self.algorithm.actor_lr(self.version)
@@ -209,10 +190,10 @@ class Learner:
                 losses = self.algorithm.loss(self.policy, part)
                 parts.append((losses, share))
                 loss = losses.value if losses.value is not None else torch.zeros((), device=self.device)
-                if train_actor and merged:
+                if train_actor and merged is not None:
                     il_loss = self._il_loss(self._il_batch(), self.generator)
                     if reports < self.config.relation_pairs:
-                        relation.add(*self._gradients(losses.policy, il_loss)[1:])
+                        merged.add(*self._gradients(losses.policy, il_loss)[1:])
                     report = self.separation.backward(losses.policy, il_loss, self.parameters)
                     means.add({"il_loss": il_loss, **_separation_metrics(report)})
                     reports += 1
@@ -230,14 +211,14 @@ class Learner:
                 self._step_actor(train_actor)
                 if train_actor:
                     self.counters["rl_updates"] += 1
-                    self.counters["il_updates"] += merged
+                    self.counters["il_updates"] += merged is not None
                     self.algorithm.after_actor_step(self.policy, losses)
             else:
                 skipped += 1
             if train_actor and self.algorithm.should_stop(losses.stats):
                 stopped = True
                 break
-        metrics = means.means() | relation.metrics()
+        metrics = means.means()
         if weight:
             metrics["bc_weight"] = weight
         return metrics | {"skipped_updates": float(skipped), "early_stop": float(stopped)}
@@ -286,19 +267,19 @@ class Learner:
         return -self.policy.log_prob(obs, chain[row, step], chain[row, step + 1], step).mean()
 
     # -- imitation ----------------------------------------------------------------------------------------------------
-    def _imitate(self, batch: Experience, *, reinforced: bool) -> dict[str, float]:
+    def _imitate(self, batch: Experience, relation: GradientRelation, *, reinforced: bool) -> dict[str, float]:
         """Make one imitation iteration: each step separates the gradient of demonstrations from that of the rollout.
 
         Args:
             batch: what was last learned from.
+            relation: takes in the gradients of the first steps.
             reinforced: the schedule reinforces; where it doesn't, the gradient of RL is measured but not applied.
         """
         if not self.shared:
             return self._imitate_apart(batch)
         separation = self.separation if reinforced else Naive()
-        own = (not reinforced or separation.optimizer == "il") and not self.config.share_optimizer
-        optimizer = self.il_optimizer if own else self.actor_optimizer
-        means, relation, dropped = MeanMetrics(), GradientRelation(), 0
+        optimizer = self.il_optimizer if self._imitates_with_own(reinforced) else self.actor_optimizer
+        means, dropped = MeanMetrics(), 0
         yardstick = batch.sample(self.generator)
         before = self._surrogate(yardstick)
         for i, demos in enumerate(self._il_batches(batch)):
@@ -319,7 +300,11 @@ class Learner:
                 means.add(_step_harm(change, *pair))
             means.add({"il_loss": il_loss, **_separation_metrics(report)})
         surrogate = {"rl_surrogate_before": before, "rl_surrogate_after": self._surrogate(yardstick)}
-        return means.means() | relation.metrics() | surrogate | {"dropped_objectives": float(dropped)}
+        return means.means() | surrogate | {"dropped_objectives": float(dropped)}
+
+    def _imitates_with_own(self, reinforced: bool) -> bool:
+        """Tell whether imitation is stepped by an optimiser of its own."""
+        return (not reinforced or self.separation.optimizer == "il") and not self.config.share_optimizer
 
     def _imitate_apart(self, batch: Experience) -> dict[str, float]:
         """Imitate with parameters of its own: there is nothing to separate."""
@@ -337,12 +322,28 @@ class Learner:
         return means.means() | {"dropped_objectives": float(skipped)}
 
     def _il_batches(self, batch: Experience) -> Any:
-        size, steps = self.config.il_batch_size, self.config.il_steps
-        if steps == "epoch":
-            return epoch_batches(self.demos, self.demo_rng, size)
-        if steps == "matched":
-            steps = batch.nominal_updates
-        return (self.demos.sample(self.demo_rng, size) for _ in range(steps))
+        if self.config.il_steps == "epoch":
+            return epoch_batches(self.demos, self.demo_rng, self.config.il_batch_size)
+        return (self._il_batch() for _ in range(self._num_il_steps(batch)))
+
+    def _num_il_steps(self, batch: Experience) -> int:
+        if self.config.il_steps == "epoch":
+            return -(-self.demos.num_windows // self.config.il_batch_size)
+        return batch.nominal_updates if self.config.il_steps == "matched" else self.config.il_steps
+
+    def _context(self, batch: Experience, iteration: Iteration, *, reinforced: bool) -> IterationContext:
+        rl_lr = self.algorithm.actor_lr(self.version - 1)
+        return IterationContext(
+            iterations_done=self.version,
+            reinforced=reinforced,
+            imitated=iteration.il,
+            rl_steps=batch.nominal_updates,
+            il_steps=self._num_il_steps(batch),
+            rl_lr=rl_lr,
+            il_lr=self.config.il_lr if self._imitates_with_own(iteration.rl) else rl_lr,
+            rl_batch_size=batch.batch_size,
+            il_batch_size=self.config.il_batch_size,
+        )
 
     def _il_batch(self) -> DemoBatch:
         return self.demos.sample(self.demo_rng, self.config.il_batch_size)
@@ -360,18 +361,16 @@ class Learner:
         return [p for p, _, _ in shared], [g for _, g, _ in shared], [h for _, _, h in shared]
 
     # -- diagnostics --------------------------------------------------------------------------------------------------
-    def _measure_relation(self, batch: Experience) -> dict[str, float]:
+    def _measure_relation(self, batch: Experience, relation: GradientRelation) -> None:
         if not self.shared:
-            return {}
+            return
         # From streams of its own: measuring more or less must not change what is learned.
         generator = torch.Generator().manual_seed(self.version)
         rng = np.random.default_rng(self.version)
-        relation = GradientRelation()
         for _ in range(self.config.relation_pairs):
             rl_loss = self.algorithm.loss(self.policy, batch.sample(generator)).policy
             demos = self.demos.sample(rng, self.config.il_batch_size)
             relation.add(*self._gradients(rl_loss, self._il_loss(demos, generator))[1:])
-        return relation.metrics()
 
     @torch.no_grad()
     def _surrogate(self, minibatch: Any) -> float:
@@ -409,6 +408,7 @@ class Learner:
             "demo_rng": self.demo_rng.bit_generator.state,
             "demos": self.demos.info.content_hash,
             "schedule": self.schedule.state_dict(),
+            "theory": self.theory.state_dict(),
             "algorithm": self.algorithm.state_dict(),
         }
 
@@ -435,6 +435,7 @@ class Learner:
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self.demo_rng.bit_generator.state = state["demo_rng"]
         self.schedule.load_state_dict(state["schedule"])
+        self.theory.load_state_dict(state["theory"])
         self.algorithm.load_state_dict(state["algorithm"])
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from inril_ray import checkpoint, envs
+from inril_ray import envs
 from inril_ray.envs.base import PURPOSES
+from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
-from inril_ray.experiment import ExperimentConfig, build_policy, task_spec
+from inril_ray.experiment import ExperimentConfig, build_acting, build_policy, load_acting, task_spec
 from inril_ray.policies.base import Policy
-from inril_ray.rollout import ActionNoise
+from inril_ray.rollout import ActionNoise, decision_env
 from inril_ray.types import EpisodeStats, InrilError
 
 
@@ -39,7 +40,9 @@ def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> 
     """
     spec = task_spec(config)
     policy = build_policy(config, spec)
-    checkpoint.load_module(policy, dict(weights))
+    if weights.keys() != policy.state_dict().keys():  # critics have a say in what acts
+        policy = build_acting(config)
+    load_acting(policy, weights)
     policy.eval()
     sim = envs.make(config.task, num_envs=1, seed=config.seed, config=config.env, purpose="eval", first_env=episode)
     frames: list[np.ndarray] = []
@@ -52,7 +55,7 @@ def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> 
         return outcome
 
     sim.advance = filmed  # type: ignore[method-assign]
-    ended = _play(ChunkedEnv(sim, policy.action_horizon), policy, config.seed, episode)
+    ended = _play(decision_env(sim, policy), policy, config.seed, episode)
     sim.close()
     if spec.score_range is not None:
         return frames, f"return {ended.returns[0]:.0f}"
@@ -60,7 +63,7 @@ def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> 
 
 
 @torch.no_grad()
-def _play(env: ChunkedEnv, policy: Policy, seed: int, episode: int) -> EpisodeStats:
+def _play(env: ChunkedEnv | BaseActions, policy: Policy, seed: int, episode: int) -> EpisodeStats:
     noise = ActionNoise(seed, PURPOSES.index("eval"), [episode], policy.noise_shape)
     obs = env.reset()
     while True:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inril_ray.envs.base import SimVectorEnv
+from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.policies.base import Policy
 from inril_ray.types import Rollout
@@ -53,6 +55,12 @@ def _plain(state: Any) -> Any:
     return state.tolist() if isinstance(state, np.ndarray) else state
 
 
+def decision_env(env: SimVectorEnv, policy: Policy) -> ChunkedEnv | BaseActions:
+    """Return environments that take a policy's decisions: chunks, or corrections of the base actions that it plans."""
+    chunked = ChunkedEnv(env, policy.action_horizon)
+    return chunked if policy.plan is None else BaseActions(chunked, policy.plan, **policy.plan_shapes)
+
+
 class RolloutCollector:
     """Acts with a policy in a batch of environments and returns fragments of ``num_decisions`` chunk decisions.
 
@@ -68,7 +76,7 @@ class RolloutCollector:
 
     def __init__(
         self,
-        env: ChunkedEnv,
+        env: ChunkedEnv | BaseActions,
         policy: Policy,
         noise: ActionNoise,
         *,

@@ -17,14 +17,13 @@ from inril_ray.algorithms.base import AlgorithmContext
 from inril_ray.config import build
 from inril_ray.demos.store import DemoArrays, DemoInfo, DemoStore
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome, Task
-from inril_ray.envs.base_actions import BaseActions
-from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.gradient_separation import SEPARATIONS
-from inril_ray.learner import InterleaveConfig, Learner
+from inril_ray.interleave import InterleaveConfig
+from inril_ray.learner import Learner
 from inril_ray.policies import POLICIES
 from inril_ray.policies.base import Policy
 from inril_ray.registry import resolve
-from inril_ray.rollout import ActionNoise, RolloutCollector
+from inril_ray.rollout import ActionNoise, RolloutCollector, decision_env
 from inril_ray.schedules import SCHEDULES
 from inril_ray.types import EnvSpec, NormalizerStats, Rollout
 
@@ -312,7 +311,7 @@ def tiny_learner(
     return Learner(
         policy,
         rl_algorithm,
-        resolve(SCHEDULES, schedule, "schedule")(config.every),
+        resolve(SCHEDULES, schedule, "schedule").from_config(config),
         resolve(SEPARATIONS, separation or ("network" if kind == "residual_mlp" else "upgrad"), "separation")(),
         store,
         config,
@@ -322,11 +321,8 @@ def tiny_learner(
 
 
 def tiny_collector(policy: Policy, *, num_envs: int = 4, num_decisions: int = 6, seed: int = 0) -> RolloutCollector:
-    env: Any = ChunkedEnv(FakeEnv(num_envs, seed=seed), policy.action_horizon)
-    if policy.plan is not None:
-        env = BaseActions(env, policy.plan, **policy.plan_shapes)
     return RolloutCollector(
-        env,
+        decision_env(FakeEnv(num_envs, seed=seed), policy),
         policy,
         ActionNoise(seed, 0, range(num_envs), policy.noise_shape),
         num_decisions=num_decisions,

@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "separation_pcgrad": {"separation": "pcgrad"},
     "separation_project_il": {"separation": "project_il"},
     "separation_upgrad": {"separation": "upgrad", "every": 2},
+    "schedule_adaptive": {"schedule": "adaptive", "relation_pairs": 4, "adaptive": {"rule": "paper_sqrt"}},
     "schedule_bc_reg": {"schedule": "bc_reg", "bc_weight": 0.5},
     "schedule_fixed": {"schedule": "fixed", "every": 3},
     "schedule_il_only": {"schedule": "il_only", "separation": "naive"},

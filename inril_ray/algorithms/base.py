@@ -88,6 +88,11 @@ class Experience(ABC):
 
     @property
     @abstractmethod
+    def batch_size(self) -> int:
+        """Samples in a minibatch of the actor."""
+
+    @property
+    @abstractmethod
     def nominal_updates(self) -> int:
         """Gradient steps of the actor in one full iteration: the ``matched`` size of an imitation iteration."""
 

@@ -59,6 +59,7 @@ class CalQL(SoftActorCritic):
 
     def updates(self, num_updates: int, generator: torch.Generator) -> Iterator[Update]:
         """Yield what is left of the offline phase, then the iteration's updates."""
+        assert self.demos is not None
         while self.offline_done < self.config.offline_updates:
             self.offline_done += 1
             yield Update(minibatch=self.demos.sample(self.config.batch_size, generator))

@@ -56,6 +56,11 @@ class ReplayExperience(Experience):
     stats: dict[str, float]
 
     @property
+    def batch_size(self) -> int:
+        """Transitions in a minibatch."""
+        return self.algorithm.config.batch_size
+
+    @property
     def nominal_updates(self) -> int:
         """Steps of the actor."""
         return self.algorithm.actor_updates(self.num_updates)
@@ -210,7 +215,8 @@ class OffPolicyAlgorithm(Algorithm):
         own = self._modules[copy_name].parameters()
         followed = source if source is not None else self._modules[name or copy_name.removeprefix("target_")]
         with torch.no_grad():
-            torch._foreach_lerp_(list(own), list(followed.parameters()), self.config.polyak)
+            for a, b in zip(own, followed.parameters(), strict=True):
+                a.lerp_(b, self.config.polyak)
 
     def regress_critics(self, policy: Policy, batch: Transitions, following: Tensor) -> Mapping[str, Tensor]:
         """Step the critics to r + discount x the least averaged value of the chunks [N, H, A] that follow."""

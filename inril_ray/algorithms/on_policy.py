@@ -115,6 +115,11 @@ class PreparedRollout(Experience):
         return max(1, self.num_samples // self.minibatch_size)
 
     @property
+    def batch_size(self) -> int:
+        """Samples in a minibatch: all where there are fewer."""
+        return min(self.minibatch_size, self.num_samples)
+
+    @property
     def nominal_updates(self) -> int:
         """Minibatches times epochs."""
         return self.num_epochs * self.num_minibatches

@@ -51,10 +51,15 @@ class FinishedEpisodes(Experience):
     obs: Tensor
     actions: Tensor
     weight: Tensor
-    batch_size: int
+    size: int
     num_epochs: int
     finished: bool
     stats: dict[str, float]
+
+    @property
+    def batch_size(self) -> int:
+        """Decisions in a minibatch."""
+        return self.size
 
     @property
     def nominal_updates(self) -> int:
@@ -131,7 +136,7 @@ class RWR(Algorithm):
             obs=tensor(rollout.obs[chosen]),
             actions=tensor(rollout.chains[:, :, -1][chosen]),
             weight=tensor(weight),
-            batch_size=min(cfg.batch_size, int(chosen.sum())),
+            size=min(cfg.batch_size, int(chosen.sum())),
             num_epochs=cfg.num_epochs,
             finished=some,
             stats={"dropped_samples": float((~rollout.valid).sum()), "finished_decisions": float(used.sum())},

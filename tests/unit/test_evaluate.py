@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.evaluate import Evaluator, episode_scores, evaluation_metrics
+from inril_ray.rollout import decision_env
 from inril_ray.statistics import rate
 from inril_ray.types import EpisodeStats, InrilError
 from tests.fakes import TINY_POLICY, FakeEnv, fake_spec, tiny_policy
@@ -19,7 +21,9 @@ FIELDS = ("envs", "returns", "lengths", "success", "success_any")
 POLICY = {"prediction_horizon": 2}
 
 
-def evaluator(envs: range, total: int, *, seed: int = 0, terminate_on_success: bool = False) -> Evaluator:
+def evaluator(
+    envs: range, total: int, policy: Any = None, *, seed: int = 0, terminate_on_success: bool = False
+) -> Evaluator:
     env = FakeEnv(
         len(envs),
         seed=seed,
@@ -28,7 +32,7 @@ def evaluator(envs: range, total: int, *, seed: int = 0, terminate_on_success: b
         terminate_on_success=terminate_on_success,
         radius=0.6,
     )
-    return Evaluator(ChunkedEnv(env, 2), seed, total)
+    return Evaluator(ChunkedEnv(env, 2) if policy is None else decision_env(env, policy), seed, total)
 
 
 def policy(kind: str = "diffusion_mlp") -> object:
@@ -47,10 +51,11 @@ def assert_same(got: EpisodeStats, want: EpisodeStats) -> None:
 @pytest.mark.parametrize("kind", TINY_POLICY)
 @pytest.mark.parametrize("num_episodes", [1, 4, 10])
 def test_every_evaluation_runs_the_same_episodes(kind: str, num_episodes: int) -> None:
-    chosen, evaluate = policy(kind), evaluator(range(4), 4)
+    chosen = policy(kind)
+    evaluate = evaluator(range(4), 4, chosen)
     first = evaluate.evaluate(chosen, num_episodes)
     assert_same(evaluate.evaluate(chosen, num_episodes), first)
-    assert_same(evaluator(range(4), 4).evaluate(chosen, num_episodes), first)
+    assert_same(evaluator(range(4), 4, chosen).evaluate(chosen, num_episodes), first)
     assert first.envs.tolist() == [e % 4 for e in range(num_episodes)]
     assert first.lengths.tolist() == [10] * num_episodes
     assert len({row[1:] for row in rows(first)}) > 1 or num_episodes < 10, "all episodes are alike: shows nothing"

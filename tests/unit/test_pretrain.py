@@ -88,6 +88,7 @@ def test_the_start_of_fine_tuning_is_the_averaged_network(store, monkeypatch, ev
             average = weights.double() if epoch < start else 0.7 * average + 0.3 * weights.double()
     torch.testing.assert_close(flat(policy.base).double(), average, rtol=0, atol=1e-6)
     assert not torch.allclose(flat(policy.base), seen[-1], rtol=0, atol=1e-6)
+    policy.begin_finetuning()
     assert torch.equal(flat(policy.actor), flat(policy.base))
     assert not any(p.requires_grad for p in policy.base.parameters())
 

@@ -36,7 +36,7 @@ def test_transitions_keep_their_rows_together(rollouts):
     assert len(replay) == 24
     batch = replay.sample(200, generator())
     for i in range(200):
-        t, b = divmod(int(round(2 * float(batch.rewards[i]))), 10)
+        t, b = divmod(round(2 * float(batch.rewards[i])), 10)
         np.testing.assert_array_equal(batch.obs[i], rollouts[0].obs[t, b])
         np.testing.assert_array_equal(batch.actions[i], rollouts[0].chains[t, b, -1])
         np.testing.assert_array_equal(batch.next_obs[i], rollouts[0].next_obs[t, b])

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.policies.base import Policy
-from inril_ray.rollout import ActionNoise, RolloutCollector
+from inril_ray.rollout import ActionNoise, RolloutCollector, decision_env
 from inril_ray.types import Rollout
-from tests.fakes import TINY_POLICY, FakeEnv, tiny_policy
+from tests.fakes import TINY_POLICY, FakeEnv, fake_spec, tiny_policy
 
 ARRAYS = ("obs", "chains", "log_probs", "rewards", "terminated", "truncated", "valid", "next_obs")
 
@@ -29,7 +28,7 @@ def collector(
 ) -> RolloutCollector:
     env = FakeEnv(len(envs), seed=seed, first_env=envs.start, terminate_on_success=terminate_on_success)
     return RolloutCollector(
-        ChunkedEnv(env, policy.action_horizon),
+        decision_env(env, policy),
         policy,
         ActionNoise(seed, 0, envs, policy.noise_shape),
         num_decisions=num_decisions,
@@ -91,14 +90,14 @@ def test_shapes_are_those_of_the_contract(kind: str) -> None:
     rollout = collector(policy).collect(5)
     t, b, f, h = 6, 4, policy.num_scored_steps, policy.horizon
     shapes = {
-        "obs": (t, b, 3),
+        "obs": (t, b, policy.decision_spec(fake_spec()).obs_dim),
         "chains": (t, b, f + 1, h, 2),
         "log_probs": (t, b, f),
         "rewards": (t, b),
         "terminated": (t, b),
         "truncated": (t, b),
         "valid": (t, b),
-        "next_obs": (t, b, 3),
+        "next_obs": (t, b, policy.decision_spec(fake_spec()).obs_dim),
     }
     for name, shape in shapes.items():
         array = getattr(rollout, name)

@@ -1,0 +1,43 @@
+"""How imitation is interleaved: the settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from inril_ray.config import config
+from inril_ray.policies.base import Timesteps
+from inril_ray.schedules.adaptive import AdaptiveConfig
+
+
+@config
+class InterleaveConfig:
+    """How imitation is interleaved. Defaults are IN-RIL's for Robomimic Lift."""
+
+    every: PositiveInt = 10
+    """m: RL iterations between imitation iterations."""
+    il_steps: Literal["matched", "epoch"] | Annotated[int, Field(ge=1)] = "matched"
+    """Gradient steps of an imitation iteration: as many as those of an RL iteration, one pass over the demonstrations,
+    or a number."""
+    il_batch_size: PositiveInt = 256
+    il_lr: PositiveFloat = 1e-4
+    il_weight_decay: NonNegativeFloat = 1e-6
+    il_timesteps: Timesteps = "finetuned"
+    """Denoising steps that imitation trains: those that fine-tuning executes, or all."""
+    il_adam_eps: PositiveFloat = 1e-8
+    share_optimizer: bool = False
+    """Imitation is stepped by the optimiser of RL."""
+    phase: Literal["inserted", "merged"] = "inserted"
+    """``inserted``: an iteration of imitation after every m of RL; ``merged``: every step of every m-th RL iteration
+    combines both gradients."""
+    bc_weight: NonNegativeFloat = 0.1
+    """Weight of imitation in every RL step, for the schedule ``bc_reg``."""
+    bc_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of that weight with each iteration."""
+    bc_source: Literal["demos", "base"] = "demos"
+    """What is imitated there: demonstrations, or the cloned policy on the observations of the rollout."""
+    relation_pairs: Annotated[int, Field(ge=2)] = 4
+    """Pairs of gradients measured in each iteration. From 3 on, rho has a standard error."""
+    adaptive: AdaptiveConfig = AdaptiveConfig()
+    """The rule of the schedule ``adaptive``; its averages and c_I are those of the log in any case."""
