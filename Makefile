@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo demos test test-fast check format format-check lint types arch golden lock bench bench-sims \
-	bench-ray bench-store bench-interleave bench-learning clean
+	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -31,6 +31,7 @@ demo: $(READY)  ## clone demonstrations, fine-tune with IN-RIL on a local Ray cl
 	@echo "Look at runs/demo/report.html, runs/demo/summary.json, and: $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
 
 demos: $(READY)  ## make the bundled data set again, with its fixed seed
+	@rm -f inril_ray/data/lift_scripted.hdf5
 	$(BIN)/inril demos make robomimic/lift --out inril_ray/data/lift_scripted.hdf5 --num 12 --held-out 2 --seed 0 --max-steps 200 \
 		--set noise=0.3 --set aim_error_m=0.012
 
@@ -65,7 +66,7 @@ lock: $(READY)  ## pin the dependencies of pyproject.toml again
 	$(BIN)/uv pip compile pyproject.toml --extra robosuite --extra robotics --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --quiet -o requirements.lock
 
-bench: bench-sims bench-store bench-ray bench-interleave  ## the short benchmarks, 10 minutes; results in benchmarks/results
+bench: bench-sims bench-store bench-ray bench-interleave bench-surgery  ## the short benchmarks, 10 minutes; results in benchmarks/results
 
 bench-sims: $(READY)  ## every simulator against its reference, 6 minutes
 	$(BIN)/python -m benchmarks.sims
@@ -78,6 +79,12 @@ bench-ray: $(READY)
 
 bench-interleave: $(READY)
 	$(BIN)/python -m benchmarks.interleave
+
+bench-surgery: $(READY)  ## gradient surgery against TorchJD and a summed backward, 1 minute
+	$(BIN)/python -m benchmarks.surgery
+
+bench-algorithms: $(READY)  ## every algorithm learns Lift from its cloned policy, two seeds; an hour
+	$(BIN)/python -m benchmarks.algorithms
 
 bench-learning: $(READY)  ## the long run: three seeds of Lift, about 80 minutes on two cores
 	$(BIN)/python -m benchmarks.learning

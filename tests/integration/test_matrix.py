@@ -95,7 +95,7 @@ def config_of(task: str, algorithm: str) -> Any:
         "num_iterations": 2,
         "env": {"max_episode_steps": STEPS},
         "actor": actor,
-        "rl": {**SMALL_RL[algorithm], **({} if algorithm == "rwr" else {}), "critic_warmup_iterations": 0},
+        "rl": {**SMALL_RL[algorithm], "critic_warmup_iterations": 0},
         "pretrain": {"num_epochs": 1, "batch_size": 16},
         "rollout": {"num_envs": 2, "num_decisions": STEPS // 2},
         "interleave": {"every": 2, "il_steps": 2, "il_batch_size": 4, "relation_pairs": 2},
