@@ -82,8 +82,9 @@ def record(
     collected = _Collection(env, new_actor, limit, tail_steps, demonstrator.keeps_failures)
     kept, tried = collected.until(num_demos)
     has_success = kept[0].success is not None
-    solved = sum(bool(e.success.any()) for e in kept if e.success is not None)
-    rate = solved / (len(kept) if demonstrator.keeps_failures else max(tried, 1))
+    rate = len(kept) / max(tried, 1)
+    if demonstrator.keeps_failures:
+        rate = sum(bool(e.success[-1]) for e in kept if e.success is not None) / len(kept)
     source = {
         "kind": demonstrator.source,
         "made_by": f"inril_ray {__version__}",

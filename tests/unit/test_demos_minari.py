@@ -271,3 +271,13 @@ def test_a_key_that_is_not_in_the_dictionary(originals: Path) -> None:
     with pytest.raises(DemoError, match="is missing; found: achieved_goal") as caught:
         load(originals / "parquet" / "goal", wrong)
     assert caught.value.field == "observations/goal"
+
+
+def test_passing_by_the_goal_is_no_success(originals: Path, tmp_path: Path) -> None:
+    for end in (False, True):
+        copy = tmp_path / str(end)
+        shutil.copytree(originals / "hdf5" / "goal", copy)
+        with h5py.File(copy / "data" / "main_data.hdf5", "r+") as file:
+            told = file["episode_0/infos/success"]
+            told[2], told[-1] = True, end
+        assert load(copy, GOAL).success.tolist() == [int(end), 1, 0]

@@ -60,7 +60,8 @@ Raw = dict[str, Any]
 class Minari:
     """Reader of Minari's data sets.
 
-    An episode is terminated if its last ``terminations`` is set, and a success if ``infos`` say so at any step.
+    An episode is terminated if its last ``terminations`` is set, and a success if ``infos`` say so of its end: in goal
+    tasks an object that passes by its goal is no success.
     """
 
     @staticmethod
@@ -296,7 +297,7 @@ def _episode(
 def _success(path: Path, name: str, told: Any) -> bool | None:
     if told is None:
         return None
-    return bool(flags(path, np.ravel(told), episode=name, field="infos/success").any())
+    return bool(flags(path, np.ravel(told), episode=name, field="infos/success")[-1])
 
 
 # -- writer -----------------------------------------------------------------------------------------------------------
