@@ -39,5 +39,7 @@ class InterleaveConfig:
     """What is imitated there: demonstrations, or the cloned policy on the observations of the rollout."""
     relation_pairs: Annotated[int, Field(ge=2)] = 4
     """Pairs of gradients measured in each iteration. From 3 on, rho has a standard error."""
+    relation_batch_size: PositiveInt = 1024
+    """Samples of RL in a pair at most, except in imitation iterations, whose first steps are measured as they are."""
     adaptive: AdaptiveConfig = AdaptiveConfig()
     """The rule of the schedule ``adaptive``; its averages and c_I are those of the log in any case."""

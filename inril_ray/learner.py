@@ -341,7 +341,7 @@ class Learner:
             il_steps=self._num_il_steps(batch),
             rl_lr=rl_lr,
             il_lr=self.config.il_lr if self._imitates_with_own(iteration.rl) else rl_lr,
-            rl_batch_size=batch.batch_size,
+            rl_batch_size=batch.batch_size if iteration.il else min(batch.batch_size, self.config.relation_batch_size),
             il_batch_size=self.config.il_batch_size,
         )
 
@@ -368,7 +368,8 @@ class Learner:
         generator = torch.Generator().manual_seed(self.version)
         rng = np.random.default_rng(self.version)
         for _ in range(self.config.relation_pairs):
-            rl_loss = self.algorithm.loss(self.policy, batch.sample(generator)).policy
+            minibatch = batch.sample(generator, self.config.relation_batch_size)
+            rl_loss = self.algorithm.loss(self.policy, minibatch).policy
             demos = self.demos.sample(rng, self.config.il_batch_size)
             relation.add(*self._gradients(rl_loss, self._il_loss(demos, generator))[1:])
 

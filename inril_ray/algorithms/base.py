@@ -101,8 +101,13 @@ class Experience(ABC):
         """Yield the iteration's steps. Later ones may depend on what earlier ones have learned."""
 
     @abstractmethod
-    def sample(self, generator: torch.Generator) -> Any:
-        """Draw one minibatch of the actor with replacement; learning goes on as if it had not been drawn."""
+    def sample(self, generator: torch.Generator, limit: int | None = None) -> Any:
+        """Draw one minibatch of the actor with replacement; learning goes on as if it had not been drawn.
+
+        Args:
+            generator: of the draw.
+            limit: on-policy minibatches, which may be large, get no more samples than this.
+        """
 
 
 class Algorithm(ABC):

@@ -69,7 +69,7 @@ class ReplayExperience(Experience):
         """Yield what the algorithm makes of the replay."""
         return self.algorithm.updates(self.num_updates, generator)
 
-    def sample(self, generator: torch.Generator) -> Transitions:
+    def sample(self, generator: torch.Generator, limit: int | None = None) -> Transitions:
         """Draw a minibatch of the actor."""
         return self.algorithm.draw(generator)
 

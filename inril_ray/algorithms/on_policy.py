@@ -136,9 +136,9 @@ class PreparedRollout(Experience):
         for i in range(self.num_minibatches):
             yield self._take(order[i * self.minibatch_size : (i + 1) * self.minibatch_size])
 
-    def sample(self, generator: torch.Generator) -> Minibatch:
+    def sample(self, generator: torch.Generator, limit: int | None = None) -> Minibatch:
         """Draw one minibatch with replacement."""
-        size = min(self.minibatch_size, self.num_samples)
+        size = min(self.batch_size, limit or self.batch_size)
         return self._take(torch.randint(self.num_samples, (size,), generator=generator))
 
     def _take(self, index: Tensor) -> Minibatch:

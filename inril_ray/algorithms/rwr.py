@@ -75,7 +75,7 @@ class FinishedEpisodes(Experience):
             for start in range(0, max(1, len(order) // self.batch_size) * self.batch_size, self.batch_size):
                 yield Update(minibatch=self._take(order[start : start + self.batch_size], generator))
 
-    def sample(self, generator: torch.Generator) -> WeightedChunks:
+    def sample(self, generator: torch.Generator, limit: int | None = None) -> WeightedChunks:
         """Draw a minibatch with replacement."""
         return self._take(torch.randint(len(self.obs), (self.batch_size,), generator=generator), generator)
 

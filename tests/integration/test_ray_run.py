@@ -16,11 +16,12 @@ import ray
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend, connect
 from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
-from inril_ray.experiment import build_policy, load_config, load_demos, policy_weights, task_spec
+from inril_ray.experiment import build_policy, load_config, load_demos, policy_weights, resolved, task_spec
 from inril_ray.run import LocalBackend, read_config, run
 from inril_ray.types import InrilError
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY
+from tests.integration.test_matrix import config_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
 
@@ -58,6 +59,27 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     run(read_config(tmp_path / "parts"), tmp_path / "parts", RayBackend, resume=True)
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
     assert differences(state(tmp_path / "parts", 4), state(tmp_path / "whole", 4)) == []
+
+
+@pytest.mark.parametrize("algorithm", ["idql", "residual_ppo", "rlpd"])
+def test_replays_critics_and_plans_equal_local_and_survive_a_stop(tmp_path: Path, algorithm: str) -> None:
+    """Critics that choose, base actions that are planned, demonstrations in the replay."""
+    quick = {"num_iterations": 3, "checkpoint": {"every": 1}, "tracking": {"trackers": ["jsonl"]}, "video": False}
+    evaluation = {"evaluation": {"every": 2, "num_episodes": 2, "final_episodes": 2}}
+    config = load_config([resolved(config_of("robomimic/lift", algorithm)), quick, evaluation])
+    run(config, tmp_path / "local", LocalBackend)
+
+    class Interrupted(RayBackend):
+        def iterate(self) -> dict[str, float]:
+            if self._refs.version == 2:
+                raise KeyboardInterrupt
+            return super().iterate()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "ray", Interrupted)
+    run(read_config(tmp_path / "ray"), tmp_path / "ray", RayBackend, resume=True)
+    assert measured(tmp_path / "local") == measured(tmp_path / "ray")
+    assert differences(state(tmp_path / "local", 3), state(tmp_path / "ray", 3)) == []
 
 
 def backend_with_policy(**compute: Any) -> RayBackend:

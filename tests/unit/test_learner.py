@@ -311,7 +311,7 @@ def test_rho_of_the_learner_is_that_of_its_gradients(monkeypatch):
     everything = next(batch.minibatches(torch.Generator().manual_seed(0)))
     everything = dataclasses.replace(everything)
     loss = learner.algorithm.loss
-    monkeypatch.setattr(type(batch), "sample", lambda self, generator: everything)
+    monkeypatch.setattr(type(batch), "sample", lambda self, generator, limit=None: everything)
     for sign, expected in ((-1.0, 1.0), (1.0, -1.0)):
         monkeypatch.setattr(
             learner, "_il_loss", lambda demos, generator, s=sign: s * loss(learner.policy, everything).policy
