@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import nn
 
 from inril_ray.algorithms.base import AlgorithmContext, Losses, Update
 from inril_ray.algorithms.off_policy import OffPolicyAlgorithm, OffPolicyConfig
@@ -76,12 +76,9 @@ class DIPO(OffPolicyAlgorithm):
         self.replay.replace_actions(batch.index, better)
         return Transitions(**{**vars(batch), "actions": better})
 
-    def update_critics(self, policy: Policy, minibatch: Transitions) -> Mapping[str, Tensor]:
-        """Step the critics; what follows is chosen by the averaged policy."""
-        with torch.no_grad():
-            noise = minibatch.noise(2, len(minibatch.obs), *policy.noise_shape)
-            following = self.target_policy.sample(minibatch.next_obs, noise)
-        return self.regress_critics(policy, minibatch, following)
+    def target_actor(self, policy: Policy) -> Policy:
+        """The averaged policy."""
+        return self.target_policy
 
     def loss(self, policy: Policy, minibatch: Transitions) -> Losses:
         """Return the loss of cloning the replay, whose actions have been improved."""

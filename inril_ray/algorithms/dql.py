@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
-from torch import Tensor
 
 from inril_ray.algorithms.base import Losses
 from inril_ray.algorithms.off_policy import OffPolicyAlgorithm, OffPolicyConfig
@@ -35,13 +33,6 @@ class DQL(OffPolicyAlgorithm):
     Config = DQLConfig
     policies = ("diffusion_mlp", "diffusion_unet")
     config: DQLConfig
-
-    def update_critics(self, policy: Policy, minibatch: Transitions) -> Mapping[str, Tensor]:
-        """Step the critics towards the smaller value of the policy's next chunk."""
-        with torch.no_grad():
-            noise = minibatch.noise(2, len(minibatch.obs), *policy.noise_shape)
-            following = policy.sample(minibatch.next_obs, noise)
-        return self.regress_critics(policy, minibatch, following)
 
     def loss(self, policy: Policy, minibatch: Transitions) -> Losses:
         """Return imitation minus the normalised value of fresh samples."""

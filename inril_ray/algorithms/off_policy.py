@@ -218,6 +218,17 @@ class OffPolicyAlgorithm(Algorithm):
             for a, b in zip(own, followed.parameters(), strict=True):
                 a.lerp_(b, self.config.polyak)
 
+    def target_actor(self, policy: Policy) -> Policy:
+        """Return what chooses the chunks that follow, in targets."""
+        return policy
+
+    def update_critics(self, policy: Policy, minibatch: Transitions) -> Mapping[str, Tensor]:
+        """Step the critics towards the lesser value of what follows."""
+        with torch.no_grad():
+            noise = minibatch.noise(2, len(minibatch.obs), *policy.noise_shape)
+            following = self.target_actor(policy).sample(minibatch.next_obs, noise)
+        return self.regress_critics(policy, minibatch, following)
+
     def regress_critics(self, policy: Policy, batch: Transitions, following: Tensor) -> Mapping[str, Tensor]:
         """Step the critics to r + discount x the least averaged value of the chunks [N, H, A] that follow."""
         obs, next_obs = policy.normalizer.obs(batch.obs), policy.normalizer.obs(batch.next_obs)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor
 
 from inril_ray.algorithms.base import Losses
 from inril_ray.algorithms.off_policy import OffPolicyAlgorithm, OffPolicyConfig
 from inril_ray.config import config
-from inril_ray.policies.base import Policy
 from inril_ray.policies.diffusion import DiffusionPolicy
 from inril_ray.replay import Transitions
 
@@ -34,13 +31,6 @@ class QSM(OffPolicyAlgorithm):
     Config = QSMConfig
     policies = ("diffusion_mlp", "diffusion_unet")
     config: QSMConfig
-
-    def update_critics(self, policy: Policy, minibatch: Transitions) -> Mapping[str, Tensor]:
-        """Step the critics towards the smaller value of the policy's next chunk."""
-        with torch.no_grad():
-            noise = minibatch.noise(2, len(minibatch.obs), *policy.noise_shape)
-            following = policy.sample(minibatch.next_obs, noise)
-        return self.regress_critics(policy, minibatch, following)
 
     def loss(self, policy: DiffusionPolicy, minibatch: Transitions) -> Losses:
         """Return the squared distance between minus the predicted noise and c times the critics' slope."""

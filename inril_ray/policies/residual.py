@@ -160,7 +160,7 @@ class ResidualPolicy(Policy):
             known: [n] there is a last plan.
         """
         device = self.normalizer.obs_low.device
-        start = torch.from_numpy(noise).to(device)
+        start = torch.tensor(noise, device=device)  # a copy: its first part may be replaced
         if self.config.warm_start and known.any():
             schedule = self.base.schedule
             level = schedule.levels[max(0, self.config.base.executed_steps - 2)]

@@ -208,6 +208,7 @@ def test_the_observation_is_taken_apart_as_the_scene_puts_it_together() -> None:
     view = View(tables.obs())
     np.testing.assert_allclose(view.hammer, tables.things["hammer"], atol=1e-6)
     assert view.along[1] > 0 > (view.middle - view.hammer)[1], "the head is at the end away from the second arm"
+    assert view.half(SECOND)[1] > view.half(FIRST)[1] + 0.1, "the hands would touch"
     np.testing.assert_allclose(view.openings, 0.08, atol=1e-6)
     assert not view.held_by(FIRST)
     tables.hands[FIRST], tables.openings[FIRST] = tables.things["hammer"].copy(), 0.03

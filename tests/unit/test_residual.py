@@ -1,0 +1,253 @@
+"""Residual policies: a planned base, a correction, and what each kind of learning may change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from inril_ray.envs.base_actions import BaseActions
+from inril_ray.rollout import decision_env
+from tests.fakes import TINY_POLICY, FakeEnv, tiny_algorithm, tiny_collector, tiny_learner, tiny_policy
+
+
+@pytest.fixture
+def policy():
+    return tiny_policy("residual_mlp")
+
+
+def played(policy, env, steps: int = 14) -> tuple[np.ndarray, np.ndarray]:
+    """Observations and executed actions of the uncorrected base."""
+    executed, seen = [], [env.reset()]
+    for _ in range(steps):
+        action = policy.act(torch.from_numpy(seen[-1]), torch.zeros(len(seen[-1]), 1, 2), deterministic=True)
+        executed.append(action.chunk[:, 0].numpy())
+        seen.append(env.step(action.chunk.numpy()).obs)
+    return np.stack(seen), np.stack(executed)
+
+
+# -- the policy -------------------------------------------------------------------------------------------------------
+def test_without_training_it_is_its_base(policy):
+    obs, executed = played(policy, decision_env(FakeEnv(3), policy))
+    base = torch.from_numpy(obs[:-1, :, 3:])
+    np.testing.assert_allclose(executed, policy.normalizer.unnormalize_action(base), atol=1e-6)
+
+
+def test_evaluation_adds_a_tenth_of_the_mean_and_training_explores(policy):
+    torch.nn.init.normal_(policy.correction.trunk.layers[-1].weight)
+    obs, noise = torch.randn(6, 5), torch.randn(6, 1, 2)
+    mean = policy.correction(policy.normalizer.obs(obs))
+    assert mean.abs().min() > 0
+    for deterministic, delta in ((True, mean), (False, mean + np.exp(-1.0) * noise[:, 0])):
+        action = policy.act(obs, noise, deterministic=deterministic)
+        torch.testing.assert_close(action.chunk[:, 0], policy.normalizer.unnormalize_action(obs[:, 3:] + 0.1 * delta))
+        normal = torch.distributions.Normal(mean, np.exp(-1.0))
+        torch.testing.assert_close(action.log_probs[:, 0], normal.log_prob(delta).sum(dim=1))
+
+
+def test_observations_are_clipped_and_base_actions_are_not(policy):
+    seen = policy.normalizer.obs(torch.tensor([[1e6, -1e6, 0.5, 7.0, -8.0]]))
+    assert seen[0, :2].tolist() == [3.0, -3.0]
+    assert seen[0, 3:].tolist() == [7.0, -8.0]
+
+
+def unclipped(**settings):
+    """An untrained base predicts chunks far outside of the range, where all look alike."""
+    base = {**TINY_POLICY["residual_mlp"]["base"], "clip_denoised": 1e3}
+    return tiny_policy("residual_mlp", base=base, **settings)
+
+
+def test_a_plan_begins_from_what_is_left_of_the_last():
+    policy = unclipped()
+    obs, noise = np.ones((2, 3), np.float32), np.zeros((2, *policy.base.noise_shape), np.float32)
+    former = np.full((2, 4, 2), 0.9, np.float32)
+    plans = [policy.plan(obs, noise, former, np.array([known, False])) for known in (True, False)]
+    assert not np.allclose(plans[0][0], plans[1][0])
+    np.testing.assert_array_equal(plans[0][1], plans[1][1])
+    level = policy.base.schedule.levels[1]
+    start = policy.base.schedule.add_noise(torch.from_numpy(former[:1]), torch.zeros(1, 4, 2), level[None])
+    expected = np.array(noise[:1])
+    expected[:, 0] = start
+    np.testing.assert_allclose(plans[0][:1], policy.plan(obs[:1], expected, former[:1], np.array([False])), rtol=1e-5)
+    cold = unclipped(warm_start=False)
+    np.testing.assert_array_equal(*(cold.plan(obs, noise, former, np.full(2, k)) for k in (True, False)))
+
+
+# -- base actions as part of the environment --------------------------------------------------------------------------
+class Counting:
+    """Plans that tell which one they are: environment's position, plan and place in the chunk."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[float]] = []
+
+    def __call__(self, obs, noise, former, known):
+        self.asked.append(obs[:, 2].tolist())
+        at = np.arange(4, dtype=np.float32)[None, :, None]
+        return np.broadcast_to(100 * obs[:, None, 2:3] + at, (len(obs), 4, 2)).astype(np.float32)
+
+
+def wrapped(num_envs: int = 2, limit: int = 5, replan_every: int = 2) -> tuple[BaseActions, Counting]:
+    from inril_ray.envs.chunking import ChunkedEnv
+
+    plan = Counting()
+    env = ChunkedEnv(FakeEnv(num_envs, max_episode_steps=limit), 1)
+    return BaseActions(env, plan, noise_shape=(2,), chunk_shape=(4, 2), replan_every=replan_every), plan
+
+
+def test_chunks_are_used_up_to_their_action_horizon_and_dropped_at_ends():
+    env, plan = wrapped()
+    rows = [env.reset()]
+    for _ in range(7):
+        rows.append(env.step(np.zeros((2, 1, 2), np.float32)).obs)
+    clock = [round(5 * float(r[0, 2])) for r in rows]
+    assert clock == [0, 1, 2, 3, 4, 0, 1, 2], "an episode has five steps"
+    assert [round(float(r[0, 3])) for r in rows] == [0, 1, 40, 41, 80, 0, 1, 40]
+    assert len(plan.asked) == 5, "at the steps 0, 2 and 4 of the first episode and 0 and 2 of the next"
+
+
+def test_the_final_observation_comes_with_the_action_that_would_have_followed():
+    env, _ = wrapped()
+    env.reset()
+    for _ in range(4):
+        outcome = env.step(np.zeros((2, 1, 2), np.float32))
+        np.testing.assert_array_equal(outcome.next_obs, outcome.obs)
+    outcome = env.step(np.zeros((2, 1, 2), np.float32))
+    assert outcome.truncated.all()
+    assert outcome.next_obs[0, 2:4].tolist() == pytest.approx([1.0, 81.0])
+    assert outcome.obs[0, 2:4].tolist() == [0.0, 0.0]
+
+
+def test_plans_do_not_depend_on_how_environments_are_split(policy):
+    whole = played(policy, decision_env(FakeEnv(4), policy))[0]
+    parts = [played(policy, decision_env(FakeEnv(2, first_env=first), policy))[0] for first in (0, 2)]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-6)
+
+
+def test_collection_goes_on_from_its_state(policy):
+    first = tiny_collector(policy, num_decisions=7)
+    first.reset_each = False
+    first.collect(0)
+    other = tiny_collector(policy, num_decisions=7)
+    other.reset_each = False
+    state = first.state_dict()
+    assert json.dumps(state["noise"])
+    other.load_state_dict(state)
+    a, b = first.collect(1), other.collect(1)
+    for name in ("obs", "chains", "next_obs", "rewards"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+def rollout_of(policy, num_decisions: int = 12):
+    rollout = tiny_collector(policy, num_decisions=num_decisions).collect(0)
+    rewards = np.random.default_rng(0).normal(size=rollout.rewards.shape).astype(np.float32)
+    return dataclasses.replace(rollout, rewards=rewards)
+
+
+@pytest.mark.parametrize("accumulate", [1, 7, 20, 48])
+def test_parts_of_a_rollout_add_up_to_the_whole(policy, accumulate):
+    gradients = {}
+    for size in (None, accumulate):
+        algorithm = tiny_algorithm("residual_ppo", policy=policy, accumulate=size)
+        batch = algorithm.prepare(rollout_of(policy), policy, fresh_start=True)
+        (minibatch,) = batch.minibatches(torch.Generator().manual_seed(0))
+        assert len(minibatch.step) == 48
+        parts = algorithm.parts(minibatch)
+        assert sum(share for _, share in parts) == pytest.approx(1.0)
+        policy.zero_grad()
+        algorithm.critic.zero_grad()
+        for part, share in parts:
+            losses = algorithm.loss(policy, part)
+            (share * (losses.policy + losses.value)).backward()
+        both = [*policy.trainable(), *algorithm.critic.parameters()]
+        gradients[size] = torch.cat([p.grad.flatten() for p in both])
+    torch.testing.assert_close(gradients[None], gradients[accumulate], rtol=1e-4, atol=1e-6)
+    assert gradients[None].norm() > 0.01
+
+
+def weights(module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+
+def test_reinforcement_leaves_the_base_alone_and_imitation_the_correction():
+    learner = tiny_learner("residual_ppo", schedule="rl_only")
+    learner.begin()
+    base, correction = weights(learner.policy.base), weights(learner.policy.correction)
+    row = learner.learn(rollout_of(learner.policy), fresh_start=True)
+    assert torch.equal(weights(learner.policy.base), base)
+    assert not torch.equal(weights(learner.policy.correction), correction)
+    assert "rho" not in row
+    learner = tiny_learner("residual_ppo", schedule="il_only", every=1, il_steps=3)
+    learner.begin()
+    base, correction = weights(learner.policy.base), weights(learner.policy.correction)
+    row = learner.learn(rollout_of(learner.policy), fresh_start=True)
+    assert row["il_updates"] == 3
+    assert not torch.equal(weights(learner.policy.base), base)
+    assert torch.equal(weights(learner.policy.correction), correction)
+
+
+def test_actor_and_critic_are_clipped_together(monkeypatch):
+    learner = tiny_learner("residual_ppo", schedule="rl_only", rl={"max_grad_norm": 1e-3, "accumulate": None})
+    norms, step = [], torch.optim.AdamW.step
+
+    def recorded(self, *args, **kwargs):
+        if self is learner.critic_optimizer:
+            both = [*learner.parameters, *learner.algorithm.critic.parameters()]
+            norms.append(float(torch.stack([p.grad.norm() for p in both if p.grad is not None]).norm()))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    learner.learn(rollout_of(learner.policy), fresh_start=True)
+    assert norms == pytest.approx([1e-3] * 2, rel=1e-3)
+
+
+def test_the_kl_target_ends_the_epochs_after_the_step_that_passed_it():
+    rl = {"num_epochs": 50, "target_kl": 1e-3, "actor_lr": 0.05, "lr_warmup_iterations": 0}
+    learner = tiny_learner("residual_ppo", schedule="rl_only", rl=rl)
+    seen = []
+    stop = learner.algorithm.should_stop
+    learner.algorithm.should_stop = lambda stats: seen.append(float(stats["approx_kl"])) or stop(stats)
+    row = learner.learn(rollout_of(learner.policy), fresh_start=True)
+    assert row["early_stop"] == 1.0
+    assert row["rl_updates"] == len(seen) < 50
+    assert seen[-1] > 1e-3
+    assert all(kl <= 1e-3 for kl in seen[:-1])
+
+
+def test_learning_rates_rise_and_fall_to_zero():
+    algorithm = tiny_algorithm("residual_ppo", lr_decay_iterations=20, actor_lr=1.0, critic_lr=2.0)
+    actor = [algorithm.actor_lr(i) for i in range(21)]
+    assert actor[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert actor[20] == pytest.approx(0.0, abs=1e-9)
+    assert all(a >= b for a, b in zip(actor[5:], actor[6:], strict=False))
+    assert algorithm.critic_lr(0) == 2.0
+    assert algorithm.critic_lr(20) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_time_limits_end_or_bootstrap_as_asked(policy):
+    rollout = rollout_of(policy)
+    assert rollout.truncated.any()
+    ended, going = (
+        tiny_algorithm("residual_ppo", policy=policy, bootstrap_time_limits=flag).prepare(
+            rollout, policy, fresh_start=True
+        )
+        for flag in (False, True)
+    )
+    assert not torch.allclose(ended.returns, going.returns)
+
+
+def test_rewards_are_divided_by_the_deviation_of_all_so_far(policy):
+    algorithm = tiny_algorithm("residual_ppo", policy=policy)
+    first, second = rollout_of(policy), rollout_of(policy)
+    second = dataclasses.replace(second, rewards=second.rewards * 10)
+    algorithm.prepare(first, policy, fresh_start=True)
+    state = algorithm.state_dict()
+    scaled = algorithm.scaled_rewards(second, fresh_start=True)
+    both = np.concatenate([first.rewards.ravel(), second.rewards.ravel()])
+    np.testing.assert_allclose(scaled, np.clip(second.rewards / both.std(ddof=1), -5, 5), rtol=1e-3)
+    again = tiny_algorithm("residual_ppo", policy=policy)
+    again.load_state_dict(json.loads(json.dumps(state)))
+    np.testing.assert_array_equal(again.scaled_rewards(second, fresh_start=True), scaled)
