@@ -26,5 +26,6 @@ DEMONSTRATORS: dict[str, str] = {
     "fetch/slide": "inril_ray.demos.scripted.fetch:SlideDemonstrator",
     "robomimic/can": "inril_ray.demos.scripted.can:CanDemonstrator",
     "robomimic/square": "inril_ray.demos.scripted.square:SquareDemonstrator",
+    "robomimic/transport": "inril_ray.demos.scripted.transport:TransportDemonstrator",
 }
 """Task to its :class:`inril_ray.demos.demonstrator.Demonstrator`."""

@@ -6,11 +6,14 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat
+from scipy.spatial.transform import Rotation
 
 from inril_ray.config import config
 from inril_ray.types import FloatArray
 
 UP = np.array([0.0, 0.0, 1.0])
+DOWN = Rotation.from_euler("x", np.pi)
+"""A hand that points down; its fingers open along its y axis."""
 GAIN = 14.0
 """Action per metre of error; the controller saturates at 1."""
 TURN_GAIN = 4.0

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from inril_ray.demos.demonstrator import Demonstrator
-from inril_ray.demos.scripted.arm import UP, ArmStyle, ArmStyleConfig
+from inril_ray.demos.scripted.arm import DOWN, UP, ArmStyle, ArmStyleConfig
 from inril_ray.types import FloatArray
 
 APPROACH, DESCEND, GRASP, RAISE, CARRY, LOWER, RELEASE, LEAVE = range(8)
@@ -17,8 +17,6 @@ HANDLE_M = 0.054
 TRAVEL_HEIGHT_M = 1.02
 FITS = (np.pi / 2, np.pi, -np.pi / 2)
 """Yaws at which the nut fits the peg; at the fourth, 0, the handle would be out of the arm's reach."""
-DOWN = Rotation.from_euler("x", np.pi)
-"""A hand that points down; its fingers open along its y axis."""
 
 
 class SquareDemonstrator(Demonstrator):
