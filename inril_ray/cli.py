@@ -205,7 +205,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from inril_ray import checkpoint, envs
     from inril_ray.config import merge
     from inril_ray.evaluate import evaluation_metrics
-    from inril_ray.experiment import WorkerParts, load_config, resolved, task_spec
+    from inril_ray.experiment import WorkerParts, build_policy, load_config, resolved, task_spec
     from inril_ray.media import config_fps, film, write_video
     from inril_ray.run import read_config, read_pretrained
     from inril_ray.statistics import score_text
@@ -224,6 +224,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         weights = learner["acting"] or learner["modules"]["policy"]
     small = merge(resolved(config), {"rollout": {"num_envs": 1}})
     parts = WorkerParts(load_config([small]), 0, 1)
+    if arguments.policy == "base":
+        parts.policy = build_policy(config, task_spec(config)).eval()  # alone, without critics that choose
     parts.load_weights(weights)
     with torch_threads(1):
         metrics = evaluation_metrics(parts.evaluate(arguments.episodes), task_spec(config))

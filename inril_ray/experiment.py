@@ -176,6 +176,8 @@ def _check_combination(config: ExperimentConfig) -> None:
             else f"{config.policy} imitates and reinforces the same parameters; network needs those of residual_ppo"
         )
         raise InrilError(f"separation = {config.separation!r}: {reason}.")
+    if config.interleave.phase == "merged" and getattr(config.rl, "accumulate", None):
+        raise InrilError("interleave.phase = 'merged' needs whole minibatches: rl.accumulate must be null.")
     if policy.imitates_apart and (config.interleave.phase == "merged" or config.schedule == "bc_reg"):
         raise InrilError(
             f"{config.policy} imitates and reinforces different parameters: schedule bc_reg and phase merged, which "
@@ -310,7 +312,12 @@ def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
     torch.manual_seed(config.seed)
     policy = build_policy(config, spec, store.normalizer_stats()).to(device)
     context = AlgorithmContext(
-        policy=policy, spec=policy.decision_spec(spec), num_envs=config.rollout.num_envs, device=device, demos=demos
+        policy=policy,
+        spec=policy.decision_spec(spec),
+        num_envs=config.rollout.num_envs,
+        device=device,
+        demos=demos,
+        num_iterations=config.num_iterations,
     )
     algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")(config.rl, context)
     schedule = resolve(SCHEDULES, config.schedule, "schedule").from_config(config.interleave)

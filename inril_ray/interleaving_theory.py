@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -255,6 +255,9 @@ class InterleavingTheory:
             context: what it did.
             probe_loss: imitation loss on held-out demonstrations at its end.
         """
+        if estimate is not None:
+            # For one sample, since minibatches of RL differ in size between iterations with imitation and without.
+            estimate = replace(estimate, variance_rl=estimate.variance_rl * context.rl_batch_size)
         self.relation.add(estimate)
         self.reinforced += context.reinforced
         self.imitated += context.imitated
@@ -298,9 +301,9 @@ class InterleavingTheory:
         result |= {name: value for name, value in optional.items() if value is not None}
         if self.imitated:
             result |= {"delta_il_rl": self.delta, "il_share": self.il_share}
-        rl_batch, il_batch = self._batch_sizes
+        _, il_batch = self._batch_sizes
         if relation.norm_sq_rl > 0:
-            result["noise_scale_rl"] = noise_scale(relation.variance_rl, relation.norm_sq_rl, rl_batch)
+            result["noise_scale_rl"] = noise_scale(relation.variance_rl, relation.norm_sq_rl, 1)
         if relation.norm_sq_il > 0:
             result["noise_scale_il"] = noise_scale(relation.variance_il, relation.norm_sq_il, il_batch)
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from inril_ray.interleaving_theory import InterleavingTheory, IterationContext
 from inril_ray.metrics import MeanMetrics
 from inril_ray.policies.base import Policy
 from inril_ray.pretrain import epoch_batches, imitation_inputs
-from inril_ray.schedules.base import Iteration, Schedule
+from inril_ray.schedules.base import Schedule
 from inril_ray.types import DemoBatch, InrilError, Rollout
 
 
@@ -118,6 +119,9 @@ class Learner:
         iteration = self.schedule.next(self.counters["iteration"])
         merged = iteration.il and iteration.rl and self.config.phase == "merged"
         metrics = _rollout_metrics(rollout, self.version, self.policy)
+        if self.algorithm.config.compat_timeouts_terminal:
+            ended = rollout.terminated | rollout.truncated
+            rollout = dataclasses.replace(rollout, terminated=ended, truncated=np.zeros_like(ended))
         batch = self.algorithm.prepare(rollout, self.policy, fresh_start=fresh_start)
         metrics |= batch.stats
 
@@ -127,6 +131,7 @@ class Learner:
 
         start = time.perf_counter()
         train_actor = iteration.rl and self.algorithm.trains_actor(self.version)
+        imitated = iteration.il and (train_actor or not merged)
         relation = GradientRelation()
         metrics |= self._reinforce(
             batch, relation if merged else None, train_actor=train_actor, regularized=iteration.regularized
@@ -153,8 +158,8 @@ class Learner:
         self.counters["iteration"] += 1
         self.counters["env_steps"] += rollout.env_steps
         self.counters["rl_iterations"] += iteration.rl
-        self.counters["il_iterations"] += iteration.il
-        context = self._context(batch, iteration, reinforced=train_actor)
+        self.counters["il_iterations"] += imitated
+        context = self._context(batch, reinforced=train_actor, imitated=imitated, merged=merged)
         self.theory.observe(relation.estimate(), context, metrics["il_probe_loss"])
         self.schedule.observe(self.theory.relation, context)
         metrics |= relation.metrics() | self.theory.metrics() | self.schedule.decision()
@@ -172,21 +177,22 @@ class Learner:
             train_actor: False trains the critics only.
             regularized: every step of the actor adds the weighted imitation loss.
         """
-        means, skipped, stopped, reports = MeanMetrics(), 0, False, 0
+        means, skipped, stopped, reports, dropped = MeanMetrics(), 0, False, 0, 0
         weight = self.config.bc_weight * self.config.bc_decay**self.version if regularized else 0.0
         for group in self.actor_optimizer.param_groups:
             group["lr"] = self.algorithm.actor_lr(self.version)
-        if self.critic_optimizer is not None:
-            for group in self.critic_optimizer.param_groups:
+        for name in ("critic", "critics", "value"):
+            for group in self.algorithm.optimizers()[name].param_groups if name in self.algorithm.optimizers() else ():
                 group["lr"] = self.algorithm.critic_lr(self.version)
         for update in batch.updates(self.generator):
             if update.critic:
                 means.add(self.algorithm.update_critics(self.policy, update.minibatch))
             if not update.actor or not (train_actor or self.algorithm.joint_loss):
                 continue
+            minibatch = update.minibatch if update.make is None else update.make()
             self._clear([*self.parameters, *self._joint_critic()])
             parts: list[tuple[Losses, float]] = []
-            for part, share in self.algorithm.parts(update.minibatch):
+            for part, share in self.algorithm.parts(minibatch):
                 losses = self.algorithm.loss(self.policy, part)
                 parts.append((losses, share))
                 loss = losses.value if losses.value is not None else torch.zeros((), device=self.device)
@@ -196,11 +202,11 @@ class Learner:
                         merged.add(*self._gradients(losses.policy, il_loss)[1:])
                     report = self.separation.backward(losses.policy, il_loss, self.parameters)
                     means.add({"il_loss": il_loss, **_separation_metrics(report)})
-                    reports += 1
+                    reports, dropped = reports + 1, dropped + bool(report.dropped)
                 elif train_actor:
                     loss = loss + losses.policy
                     if weight:
-                        bc_loss = self._bc_loss(update.minibatch)
+                        bc_loss = self._bc_loss(minibatch)
                         loss = loss + weight * bc_loss
                         means.add({"bc_loss": bc_loss})
                 if loss.requires_grad:
@@ -221,6 +227,8 @@ class Learner:
         metrics = means.means()
         if weight:
             metrics["bc_weight"] = weight
+        if reports:
+            metrics["dropped_objectives"] = float(dropped)
         return metrics | {"skipped_updates": float(skipped), "early_stop": float(stopped)}
 
     def _joint_critic(self) -> list[nn.Parameter]:
@@ -331,17 +339,18 @@ class Learner:
             return -(-self.demos.num_windows // self.config.il_batch_size)
         return batch.nominal_updates if self.config.il_steps == "matched" else self.config.il_steps
 
-    def _context(self, batch: Experience, iteration: Iteration, *, reinforced: bool) -> IterationContext:
+    def _context(self, batch: Experience, *, reinforced: bool, imitated: bool, merged: bool) -> IterationContext:
         rl_lr = self.algorithm.actor_lr(self.version - 1)
+        own = not merged and self._imitates_with_own(reinforced)
         return IterationContext(
             iterations_done=self.version,
             reinforced=reinforced,
-            imitated=iteration.il,
+            imitated=imitated,
             rl_steps=batch.nominal_updates,
-            il_steps=self._num_il_steps(batch),
+            il_steps=batch.nominal_updates if merged else self._num_il_steps(batch),
             rl_lr=rl_lr,
-            il_lr=self.config.il_lr if self._imitates_with_own(iteration.rl) else rl_lr,
-            rl_batch_size=batch.batch_size if iteration.il else min(batch.batch_size, self.config.relation_batch_size),
+            il_lr=self.config.il_lr if own else rl_lr,
+            rl_batch_size=batch.batch_size if imitated else min(batch.batch_size, self.config.relation_batch_size),
             il_batch_size=self.config.il_batch_size,
         )
 

@@ -146,9 +146,9 @@ class Replay:
         """Overwrite the chunks [N, H, A] at places [N]."""
         self._arrays["actions"].flatten(0, 1)[index] = actions
 
-    def in_order(self) -> dict[str, Tensor]:
-        """Return the arrays [rows, B, ...] from the oldest to the newest row."""
-        return {k: torch.roll(v, -self._next, 0) for k, v in self._arrays.items()}
+    def in_order(self, *names: str) -> dict[str, Tensor]:
+        """Return the named arrays [rows, B, ...], or all, from the oldest to the newest row."""
+        return {k: torch.roll(v, -self._next, 0) for k, v in self._arrays.items() if not names or k in names}
 
     def places_in_order(self) -> Tensor:
         """Return the place in the ring [rows * B] of each transition of :meth:`in_order`."""

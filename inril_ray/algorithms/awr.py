@@ -72,10 +72,11 @@ class AWR(OffPolicyAlgorithm):
         network = ValueNetwork(context.spec.obs_dim, config.critic_hidden_dim, config.critic_num_hidden)
         self.value = self.add_module("value", network)
         self._advantages: Tensor | None = None
+        self._order: tuple[Tensor, Tensor] | None = None
 
     def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> Experience:
         """Put a rollout into the replay; see :meth:`Algorithm.prepare`."""
-        self._advantages = None
+        self._advantages = self._order = None
         return super().prepare(rollout, policy, fresh_start=fresh_start)
 
     def updates(self, num_updates: int, generator: torch.Generator) -> Iterator[Update]:
@@ -99,10 +100,13 @@ class AWR(OffPolicyAlgorithm):
         return self.replay.num_rows if self.config.compat_targets else num
 
     def _take(self, numbers: Tensor, generator: torch.Generator, limit: int) -> Weighted:
-        valid = self.replay.in_order()["valid"].flatten()[:limit].nonzero()[:, 0]
+        if self._order is None:
+            self._order = self.replay.places_in_order(), self.replay.in_order("valid")["valid"].flatten()
+        places, valid = self._order
+        valid = valid[:limit].nonzero()[:, 0]
         drawn = torch.randint(len(valid), (self.config.batch_size,), generator=generator).to(self.device)
         at = valid[drawn]
-        return Weighted(batch=self.replay.take(self.replay.places_in_order()[at], generator), number=numbers[at])
+        return Weighted(batch=self.replay.take(places[at], generator), number=numbers[at])
 
     @torch.no_grad()
     def targets_and_advantages(self) -> tuple[Tensor, Tensor]:

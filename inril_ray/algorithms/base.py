@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -29,8 +29,8 @@ class AlgorithmConfig:
     """The actor's learning rate falls to this along half a cosine; None keeps it constant, as DPPO does here."""
     lr_warmup_iterations: NonNegativeInt = 0
     """Iterations over which it rises to its full value first, from ``actor_min_lr``."""
-    lr_decay_iterations: PositiveInt = 100
-    """Iterations of the fall; constant afterwards."""
+    lr_decay_iterations: PositiveInt | None = None
+    """Iterations after which it has fallen, and stays; None takes those of the run."""
     critic_lr: PositiveFloat = 1e-3
     critic_min_lr: NonNegativeFloat | None = None
     """As ``actor_min_lr``, without a rise."""
@@ -39,6 +39,8 @@ class AlgorithmConfig:
     max_grad_norm: PositiveFloat | None = None
     discount: UnitFloat = 0.999
     """Per decision (chunk), not per control step."""
+    compat_timeouts_terminal: bool = False
+    """Count time limits as ends of the task, without a bootstrap, as gym 0.22 did in the reference experiments."""
     critic_warmup_iterations: NonNegativeInt = 0
     """First iterations that train the critic only."""
     critic_hidden_dim: PositiveInt = 256
@@ -55,6 +57,8 @@ class AlgorithmContext:
     """Environments of all workers together."""
     device: torch.device
     """Where tensors live."""
+    num_iterations: int = 100
+    """Iterations of the run."""
     demos: DemoArrays | None = None
     """Demonstrations, for algorithms that learn from their rewards too."""
     seed: int = 0
@@ -79,6 +83,8 @@ class Update:
     minibatch: Any
     critic: bool = True
     actor: bool = True
+    make: Callable[[], Any] | None = None
+    """Makes the minibatch, only if the step is taken: where that changes something or costs much."""
 
 
 class Experience(ABC):
@@ -128,6 +134,8 @@ class Algorithm(ABC):
 
     config: Any
     device: torch.device
+    num_iterations: int
+    """Iterations of the run."""
 
     @staticmethod
     def problem(config: Any, actor: Any) -> str | None:  # noqa: ARG004 - subclasses need them
@@ -186,13 +194,15 @@ class Algorithm(ABC):
     def actor_lr(self, iterations_done: int) -> float:
         """Return the constant or the decayed learning rate of the actor for the next iteration."""
         cfg = self.config
-        span = cfg.lr_warmup_iterations, cfg.lr_decay_iterations
+        span = cfg.lr_warmup_iterations, cfg.lr_decay_iterations or self.num_iterations
         return _cosine(cfg.actor_lr, cfg.actor_min_lr, iterations_done, *span)
 
     def critic_lr(self, iterations_done: int) -> float:
         """Return that of the critic."""
         cfg = self.config
-        return _cosine(cfg.critic_lr, cfg.critic_min_lr, iterations_done, 0, cfg.lr_decay_iterations)
+        return _cosine(
+            cfg.critic_lr, cfg.critic_min_lr, iterations_done, 0, cfg.lr_decay_iterations or self.num_iterations
+        )
 
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
@@ -216,5 +226,5 @@ def _cosine(peak: float, low: float | None, done: int, warmup: int, total: int) 
         return peak
     if done < warmup:
         return low + (peak - low) * (done + 1) / warmup
-    fallen = min((done - warmup) / max(1, total - warmup), 1.0)
+    fallen = min((done - warmup) / max(1, total - 1 - warmup), 1.0)
     return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * fallen))

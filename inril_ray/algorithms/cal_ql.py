@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -18,6 +19,8 @@ from inril_ray.policies.base import Policy
 from inril_ray.policies.tanh_gaussian import TanhGaussianPolicy
 from inril_ray.replay import Transitions
 from inril_ray.types import Rollout
+
+NO_FLOOR = -1e9
 
 
 @config
@@ -54,8 +57,9 @@ class CalQL(SoftActorCritic):
     def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> Experience:
         """Put a rollout into the replay with the returns that followed."""
         over = rollout.terminated | rollout.truncated
-        returns, _ = returns_to_go(rollout.rewards, over, self.config.discount)
-        return self.experience(rollout, note=returns * self.config.reward_scale)
+        returns, finished = returns_to_go(rollout.rewards, over, self.config.discount)
+        # What an unfinished episode will have achieved is not known: no floor.
+        return self.experience(rollout, note=np.where(finished, returns * self.config.reward_scale, NO_FLOOR))
 
     def updates(self, num_updates: int, generator: torch.Generator) -> Iterator[Update]:
         """Yield what is left of the offline phase, then the iteration's updates."""

@@ -46,6 +46,7 @@ class DIPO(OffPolicyAlgorithm):
 
     def begin(self, policy: Policy) -> None:
         """Begin with a copy of the cloned policy."""
+        super().begin(policy)
         self.target_policy.load_state_dict(policy.state_dict())
 
     @property
@@ -57,7 +58,7 @@ class DIPO(OffPolicyAlgorithm):
         """Yield a step of the critics, then one of the actor on fresh actions that the critics have improved."""
         for _ in range(num_updates):
             yield Update(minibatch=self.draw(generator), actor=False)
-            yield Update(minibatch=self.improved(self.draw(generator)), critic=False)
+            yield Update(minibatch=None, critic=False, make=lambda: self.improved(self.draw(generator)))
 
     def improved(self, batch: Transitions) -> Transitions:
         """Return transitions whose actions the critics value more, and put these into the replay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -55,19 +56,20 @@ class BetterOfTwo(Choosing):
     def __init__(self, policy: Policy, cloned: Policy, critics: nn.Module, config: IBRLConfig) -> None:
         super().__init__(policy)
         self.cloned, self.critics, self.config = cloned, critics, config
-        self.noise_shape = (2, *policy.noise_shape)
+        self.noise_shape = (2 * math.prod(policy.noise_shape) + 1,)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Tensor, *, deterministic: bool) -> Action:
         """Choose chunks; see :meth:`Policy.act`."""
+        own = noise[:, :-1].reshape(len(obs), 2, *self.policy.noise_shape)
         proposals = torch.stack(
-            [p.act(obs, noise[:, i], deterministic=deterministic).chain[:, -1] for i, p in enumerate(self._two())]
+            [p.act(obs, own[:, i], deterministic=deterministic).chain[:, -1] for i, p in enumerate(self._two())]
         )
         normalized = self.normalizer.obs(obs)
         q = torch.stack([self.critics(normalized, chunk).min(dim=0).values for chunk in proposals])
         first = q[0] > q[1]
         if self.config.choice == "soft" and not deterministic:
-            quantile = 0.5 * (1.0 + torch.erf(noise.flatten(1)[:, 0] / 2**0.5))
+            quantile = 0.5 * (1.0 + torch.erf(noise[:, -1] / 2**0.5))
             first = quantile < torch.sigmoid(self.config.beta * (q[0] - q[1]))
         return unscored(torch.where(first[:, None, None], proposals[0], proposals[1]), self.policy)
 
@@ -99,6 +101,7 @@ class IBRL(OffPolicyAlgorithm):
 
     def begin(self, policy: Policy) -> None:
         """Keep the cloned policy."""
+        super().begin(policy)
         self.cloned.load_state_dict(policy.state_dict())
         self.target_policy.load_state_dict(policy.state_dict())
 

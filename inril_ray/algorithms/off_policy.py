@@ -91,6 +91,7 @@ class OffPolicyAlgorithm(Algorithm):
 
     def __init__(self, config: OffPolicyConfig, context: AlgorithmContext) -> None:
         self.config, self.device, self.context = config, context.device, context
+        self.num_iterations = context.num_iterations
         self._policy, self.action_dim = context.policy, context.spec.action_dim
         self.chunk_shape = (context.policy.horizon, context.spec.action_dim)
         self.replay = Replay(
@@ -106,7 +107,13 @@ class OffPolicyAlgorithm(Algorithm):
         if config.num_critics:
             self.critics = self.add_module("critics", self.new_critics(config, context.policy, context.spec))
             self.target_critics = self.add_copy("target_critics", self.critics)
-        self.demos = self._demo_transitions() if self.mixes_demos else None
+        self.demos: DemoTransitions | None = None
+        OffPolicyAlgorithm.begin(self, context.policy)  # what subclasses add is not there yet
+
+    def begin(self, policy: Policy) -> None:
+        """Bring the demonstrations into the units of the policy's normaliser, which comes with its weights."""
+        if self.mixes_demos:
+            self.demos = self._demo_transitions()
 
     @classmethod
     def new_critics(cls, config: Any, policy: Policy, spec: EnvSpec) -> QEnsemble:
@@ -255,6 +262,7 @@ class OffPolicyAlgorithm(Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         self.replay.load_state_dict(state["replay"])
+        OffPolicyAlgorithm.begin(self, self._policy)
 
 
 def needs_whole_chain(actor: Any) -> str | None:

@@ -164,6 +164,7 @@ class OnPolicyAlgorithm(Algorithm):
 
     def __init__(self, config: OnPolicyConfig, context: AlgorithmContext) -> None:
         self.config, self.device, self._policy = config, context.device, context.policy
+        self.num_iterations = context.num_iterations
         self.critic = self.make_critic(context).to(context.device)
         self.critic_optimizer = torch.optim.AdamW(
             self.critic.parameters(), lr=config.critic_lr, weight_decay=config.weight_decay, eps=config.adam_eps

@@ -102,6 +102,7 @@ class RWR(Algorithm):
 
     def __init__(self, config: RWRConfig, context: AlgorithmContext) -> None:
         self.config, self.device, self._policy = config, context.device, context.policy
+        self.num_iterations = context.num_iterations
 
     @property
     def acting(self) -> Policy:

@@ -268,7 +268,7 @@ def test_chunks_are_cut_at_the_time_limit(make: Make) -> None:
 def test_success_pays_is_reported_and_ends_only_where_asked(make: Make, case: tuple[str, str]) -> None:
     """A scripted demonstrator (the stand-in: straight to the origin) solves the task."""
     task, _ = case
-    limit = 400
+    limit = 800 if task.endswith("transport") else 400
     going, ending = make(max_episode_steps=limit), make(max_episode_steps=limit, terminate_on_success=True)
     if task.startswith("gym/"):
         pytest.skip("these tasks are scored by return and have no success")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from inril_ray import envs
+from inril_ray.algorithms import ALGORITHMS
 from inril_ray.algorithms.dppo import DPPOConfig
 from inril_ray.config import build, config, fingerprint, merge, parse_overrides, read_yaml, to_dict
 from inril_ray.experiment import load_config, resolved
@@ -241,3 +244,42 @@ def test_names_are_resolved_lazily_and_unknown_ones_list_the_choices():
 
 def test_to_dict_is_plain():
     assert to_dict(Outer()) == {"inner": {"size": 1, "rate": 0.5}, "name": "x"}
+
+
+# -- presets of all algorithms ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("task", envs.TASKS)
+def test_every_pair_has_a_preset(task: str, algorithm: str) -> None:
+    config = load_config([{"task": task, "algorithm": algorithm}])
+    cls = resolve(ALGORITHMS, algorithm, "algorithm")
+    assert config.policy in cls.policies
+    for policy in cls.policies:
+        load_config([{"task": task, "algorithm": algorithm, "policy": policy}])
+
+
+@pytest.mark.parametrize(
+    ("task", "dppo", "idql"),
+    [
+        ("robomimic/transport", 10, 10), ("robomimic/can", 5, 10), ("robomimic/lift", 10, 7),
+        ("robomimic/square", 30, 10), ("gym/walker2d", 30, 10), ("gym/hopper", 10, 10), ("gym/halfcheetah", 10, 10),
+    ],
+)  # fmt: skip
+def test_m_is_that_of_table_5(task: str, dppo: int, idql: int) -> None:
+    for algorithm, every in (("dppo", dppo), ("idql", idql)):
+        assert load_config([{"task": task, "algorithm": algorithm}]).interleave.every == every
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy": "gaussian_mlp"}, "policy = 'gaussian_mlp': dppo trains diffusion_mlp or diffusion_unet"),
+        ({"separation": "network"}, "imitates and reinforces the same parameters"),
+        ({"algorithm": "residual_ppo", "separation": "upgrad"}, "different parameters, so nothing can be combined"),
+        ({"algorithm": "residual_ppo", "schedule": "bc_reg"}, "have no meaning for it"),
+        ({"algorithm": "idql", "actor": {"finetuned_steps": 5}}, "idql: actor.finetuned_steps = 5: all 20 steps"),
+        ({"interleave": {"phase": "merged"}, "rl": {"accumulate": 5}}, "rl.accumulate must be null"),
+    ],
+)
+def test_combinations_without_meaning_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InrilError, match=message):
+        load_config([{"task": "robomimic/lift", **changes}])

@@ -462,8 +462,11 @@ def test_cal_ql_knows_the_returns_of_its_own_episodes():
     policy, algorithm = with_policy("cal_ql", discount=0.9, buffer_size=100)
     rollout = rollout_of(policy)
     algorithm.prepare(rollout, policy, fresh_start=True)
-    expected, _ = returns_to_go(rollout.rewards, rollout.terminated | rollout.truncated, 0.9)
-    np.testing.assert_allclose(algorithm.replay.in_order()["note"], expected, rtol=1e-5, atol=1e-6)
+    expected, finished = returns_to_go(rollout.rewards, rollout.terminated | rollout.truncated, 0.9)
+    note = algorithm.replay.in_order()["note"].numpy()
+    np.testing.assert_allclose(note[finished], expected[finished], rtol=1e-5, atol=1e-6)
+    assert not finished.all()
+    assert (note[~finished] < -1e8).all(), "what an unfinished episode will have achieved is not known"
 
 
 # -- IBRL -------------------------------------------------------------------------------------------------------------
@@ -477,10 +480,43 @@ def test_ibrl_acts_on_the_critics_that_learn_and_takes_the_better_proposal():
     for aim in (-1.0, 1.0):
         algorithm.acting.critics = Bowl(aim)
         obs, noise = torch.randn(30, 3), torch.randn(30, *algorithm.acting.noise_shape)
+        own = noise[:, :-1].reshape(30, 2, *policy.noise_shape)
         chosen = algorithm.acting.act(obs, noise, deterministic=True).chain[:, -1]
         learned, cloned = (
-            p.act(obs, noise[:, i], deterministic=True).chain[:, -1] for i, p in enumerate((policy, algorithm.cloned))
+            p.act(obs, own[:, i], deterministic=True).chain[:, -1] for i, p in enumerate((policy, algorithm.cloned))
         )
         q = [Bowl(aim)(None, c)[0] for c in (learned, cloned)]
         torch.testing.assert_close(Bowl(aim)(None, chosen)[0], torch.maximum(*q))
     assert not torch.equal(algorithm.cloned.actor.layers[-1].bias, policy.actor.layers[-1].bias)
+
+
+def test_dipo_leaves_the_replay_alone_while_its_critics_warm_up():
+    learner = tiny_learner("dipo", schedule="rl_only", rl={"critic_warmup_iterations": 1})
+    learner.begin()
+    collector = tiny_collector(learner.algorithm.acting)
+    first = collector.collect(0)
+    learner.learn(first, fresh_start=True)
+    held = learner.algorithm.replay.in_order("actions")["actions"].numpy()
+    np.testing.assert_array_equal(held, first.chains[:, :, -1])
+    learner.learn(collector.collect(1), fresh_start=True)
+    assert not np.array_equal(learner.algorithm.replay.in_order("actions")["actions"][:6].numpy(), held)
+
+
+def test_time_limits_can_count_as_ends():
+    for compat in (False, True):
+        learner = tiny_learner("sac", schedule="rl_only", rl={"compat_timeouts_terminal": compat})
+        learner.begin()
+        rollout = rollout_of(learner.policy)
+        assert rollout.truncated.any()
+        learner.learn(rollout, fresh_start=True)
+        held = learner.algorithm.replay.in_order("terminated")["terminated"].numpy().astype(bool)
+        np.testing.assert_array_equal(held, rollout.terminated | (rollout.truncated & compat))
+
+
+def test_demonstrations_follow_the_normaliser_of_the_policy_that_is_loaded():
+    algorithm = tiny_learner("rlpd").algorithm
+    before = algorithm.demos.sample(5, generator()).actions
+    with torch.no_grad():
+        algorithm.acting.normalizer.action_high += 1.0
+    algorithm.begin(algorithm.acting)
+    assert not torch.equal(algorithm.demos.sample(5, generator()).actions, before)
