@@ -30,7 +30,7 @@ class AlgorithmConfig:
     lr_warmup_iterations: NonNegativeInt = 0
     """Iterations over which it rises to its full value first, from ``actor_min_lr``."""
     lr_decay_iterations: PositiveInt | None = None
-    """Iterations after which it has fallen, and stays; None takes those of the run."""
+    """Iterations after which it has fallen, and stays; None: with the last iteration of the run."""
     critic_lr: PositiveFloat = 1e-3
     critic_min_lr: NonNegativeFloat | None = None
     """As ``actor_min_lr``, without a rise."""
@@ -194,14 +194,14 @@ class Algorithm(ABC):
     def actor_lr(self, iterations_done: int) -> float:
         """Return the constant or the decayed learning rate of the actor for the next iteration."""
         cfg = self.config
-        span = cfg.lr_warmup_iterations, cfg.lr_decay_iterations or self.num_iterations
+        span = cfg.lr_warmup_iterations, cfg.lr_decay_iterations or self.num_iterations - 1
         return _cosine(cfg.actor_lr, cfg.actor_min_lr, iterations_done, *span)
 
     def critic_lr(self, iterations_done: int) -> float:
         """Return that of the critic."""
         cfg = self.config
         return _cosine(
-            cfg.critic_lr, cfg.critic_min_lr, iterations_done, 0, cfg.lr_decay_iterations or self.num_iterations
+            cfg.critic_lr, cfg.critic_min_lr, iterations_done, 0, cfg.lr_decay_iterations or self.num_iterations - 1
         )
 
     @abstractmethod
@@ -226,5 +226,5 @@ def _cosine(peak: float, low: float | None, done: int, warmup: int, total: int) 
         return peak
     if done < warmup:
         return low + (peak - low) * (done + 1) / warmup
-    fallen = min((done - warmup) / max(1, total - 1 - warmup), 1.0)
+    fallen = min((done - warmup) / max(1, total - warmup), 1.0)
     return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * fallen))

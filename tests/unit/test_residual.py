@@ -221,11 +221,11 @@ def test_learning_rates_rise_and_fall_to_zero():
     algorithm = tiny_algorithm("residual_ppo", lr_decay_iterations=20, actor_lr=1.0, critic_lr=2.0)
     actor = [algorithm.actor_lr(i) for i in range(21)]
     assert actor[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert actor[19] == pytest.approx(0.0, abs=1e-9), "the last iteration"
+    assert actor[20] == pytest.approx(0.0, abs=1e-9)
     assert all(a >= b for a, b in zip(actor[5:], actor[6:], strict=False))
     assert algorithm.critic_lr(0) == 2.0
-    assert algorithm.critic_lr(19) == pytest.approx(0.0, abs=1e-9)
-    of_the_run = tiny_algorithm("residual_ppo")  # without a number, the length of the run counts: 100 here
+    assert algorithm.critic_lr(20) == pytest.approx(0.0, abs=1e-9)
+    of_the_run = tiny_algorithm("residual_ppo")  # without a number it ends with the run, of 100 iterations here
     assert of_the_run.actor_lr(99) == pytest.approx(0.0, abs=1e-9)
     assert of_the_run.actor_lr(50) > 1e-4
 
