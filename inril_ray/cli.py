@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     verdict.add_argument(
         "--out", type=Path, help="directory (default: runs/verdict-TASK-TIME); go on there if it exists"
     )
+    verdict.add_argument(
+        "--bc-reg",
+        action="store_true",
+        help="a third arm: every RL step adds the imitation loss (interleave.bc_weight)",
+    )
     verdict.add_argument("--local", action="store_true", help="one process, without Ray")
     verdict.set_defaults(command=_verdict)
 
@@ -243,7 +248,7 @@ def _verdict(arguments: argparse.Namespace) -> None:
     from inril_ray.experiment import load_config
     from inril_ray.report import write_run_report, write_verdict_report
     from inril_ray.run import run
-    from inril_ray.verdict import result_lines, verdict
+    from inril_ray.verdict import DEFAULT_ARMS, result_lines, verdict
 
     layers = _layers(arguments)
     out = arguments.out or _default_out("verdict", load_config(layers).task)
@@ -254,7 +259,8 @@ def _verdict(arguments: argparse.Namespace) -> None:
         write_run_report(path)
         return summary
 
-    result = verdict(layers, out, seeds=arguments.seeds, run_one=run_one)
+    arms = (*DEFAULT_ARMS, "bc_reg") if arguments.bc_reg else DEFAULT_ARMS
+    result = verdict(layers, out, seeds=arguments.seeds, run_one=run_one, arms=arms)
     print("\n".join(result_lines(result)))
     print(f"Report: {write_verdict_report(out)}")
 

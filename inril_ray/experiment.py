@@ -168,10 +168,11 @@ def _check_combination(config: ExperimentConfig) -> None:
     problem = algorithm.problem(config.rl, config.actor)
     if problem:
         raise InrilError(f"{config.algorithm}: {problem}")
-    apart = config.separation == "network"
-    if policy.imitates_apart != apart:
+    apart = ("network", "naive") if policy.imitates_apart else tuple(n for n in SEPARATIONS if n != "network")
+    if config.separation not in apart:
         reason = (
-            f"{config.policy} imitates and reinforces different parameters, so nothing can be combined: use network"
+            f"{config.policy} imitates and reinforces different parameters, so nothing can be combined: use network "
+            "or naive, which trains the correction by imitation as well"
             if policy.imitates_apart
             else f"{config.policy} imitates and reinforces the same parameters; network needs those of residual_ppo"
         )
@@ -203,12 +204,12 @@ def preset(algorithm: str, task: str, policy: str | None = None) -> dict[str, An
     common: dict[str, Any] = {}
     for key in keys:
         common = merge(common, shared.get(key, {}))
-    result = own.get("defaults", {})
+    result = dict(own.get("defaults", {}))
     for key in keys:
         result = merge(result, own.get(key, {}))
-    actors = common.pop("actors", {})
+    actors, by_policy = common.pop("actors", {}), result.pop("by_policy", {})
     name = policy or result.get("policy", "diffusion_mlp")
-    return merge({**common, "actor": actors.get(name, {})}, result)
+    return merge(merge({**common, "actor": actors.get(name, {})}, result), by_policy.get(name, {}))
 
 
 def _preset_file(name: str) -> dict[str, Any]:
@@ -321,7 +322,7 @@ def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
     )
     algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")(config.rl, context)
     schedule = resolve(SCHEDULES, config.schedule, "schedule").from_config(config.interleave)
-    separation = resolve(SEPARATIONS, config.separation, "separation")()
+    separation = resolve(SEPARATIONS, config.separation, "separation").from_config(config.interleave)
     return Learner(policy, algorithm, schedule, separation, store, config.interleave, seed=config.seed, device=device)
 
 

@@ -37,6 +37,10 @@ class InterleaveConfig:
     """Factor of that weight with each iteration."""
     bc_source: Literal["demos", "base"] = "demos"
     """What is imitated there: demonstrations, or the cloned policy on the observations of the rollout."""
+    row_normalise: bool = False
+    """Separate unit gradients and give the result the scale of the reinforcement gradient. For ablations."""
+    cagrad_radius: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """c of the separation ``cagrad``: how far a step may leave the mean gradient, as a share of its norm."""
     relation_pairs: Annotated[int, Field(ge=2)] = 4
     """Pairs of gradients measured in each iteration. From 3 on, rho has a standard error."""
     relation_batch_size: PositiveInt = 1024

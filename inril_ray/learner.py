@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,13 @@ from inril_ray.interleave import InterleaveConfig
 from inril_ray.interleaving_theory import InterleavingTheory, IterationContext
 from inril_ray.metrics import MeanMetrics
 from inril_ray.policies.base import Policy
+from inril_ray.policies.residual import ResidualPolicy
 from inril_ray.pretrain import epoch_batches, imitation_inputs
 from inril_ray.schedules.base import Schedule
-from inril_ray.types import DemoBatch, InrilError, Rollout
+from inril_ray.types import DemoBatch, FloatArray, InrilError, Rollout
+
+PROBE_SIZE = 4096
+"""Observations on which the change of a base is measured."""
 
 
 class Learner:
@@ -144,8 +148,7 @@ class Learner:
         if iteration.il:
             metrics |= {f"{name}_before": value for name, value in before.items()}
         else:
-            self._measure_relation(batch, relation)
-            metrics |= before
+            metrics |= before | self._measure_relation(batch, relation)
         metrics["diagnostics_s"] = spent + time.perf_counter() - start
 
         start = time.perf_counter()
@@ -287,7 +290,7 @@ class Learner:
             return self._imitate_apart(batch)
         separation = self.separation if reinforced else Naive()
         optimizer = self.il_optimizer if self._imitates_with_own(reinforced) else self.actor_optimizer
-        means, dropped = MeanMetrics(), 0
+        means, dropped, stalled = MeanMetrics(), 0, 0
         yardstick = batch.sample(self.generator)
         before = self._surrogate(yardstick)
         for i, demos in enumerate(self._il_batches(batch)):
@@ -299,7 +302,7 @@ class Learner:
                 relation.add(*pair)
                 old = [p.detach().clone() for p in shared]
             report = separation.backward(rl_loss, il_loss, self.parameters)
-            dropped += bool(report.dropped)
+            dropped, stalled = dropped + bool(report.dropped), stalled + report.stalled
             if report.weights != (0.0, 0.0) and self._gradients_finite(self.parameters):
                 self._step(optimizer, self.parameters)
                 self.counters["il_updates"] += 1
@@ -308,26 +311,49 @@ class Learner:
                 means.add(_step_harm(change, *pair))
             means.add({"il_loss": il_loss, **_separation_metrics(report)})
         surrogate = {"rl_surrogate_before": before, "rl_surrogate_after": self._surrogate(yardstick)}
-        return means.means() | surrogate | {"dropped_objectives": float(dropped)}
+        return means.means() | surrogate | {"dropped_objectives": float(dropped), "stalled_steps": float(stalled)}
 
     def _imitates_with_own(self, reinforced: bool) -> bool:
         """Tell whether imitation is stepped by an optimiser of its own."""
         return (not reinforced or self.separation.optimizer == "il") and not self.config.share_optimizer
 
     def _imitate_apart(self, batch: Experience) -> dict[str, float]:
-        """Imitate with parameters of its own: there is nothing to separate."""
+        """Imitate with the base of a residual policy; without separation (naive), with its correction as well."""
+        assert isinstance(self.policy, ResidualPolicy)
         means, skipped = MeanMetrics(), 0
+        naive = isinstance(self.separation, Naive)
+        stepped = [(self.il_optimizer, self.il_parameters)] + [(self.actor_optimizer, self.parameters)] * naive
+        plans = self._probe_plans(batch)
+        before = plans()
         for demos in self._il_batches(batch):
-            self._clear(self.il_parameters)
-            il_loss = self._il_loss(demos, self.generator)
+            inputs = imitation_inputs(demos, self.generator, self.device)
+            self._clear([*self.il_parameters, *self.parameters])
+            il_loss = self.policy.il_loss(*inputs, self.config.il_timesteps)
             il_loss.backward()
-            if self._gradients_finite(self.il_parameters):
-                self._step(self.il_optimizer, self.il_parameters)
+            means.add({"il_loss": il_loss})
+            if naive:
+                noise = torch.randn(len(demos.obs), *self.policy.base.noise_shape, generator=self.generator)
+                correction_loss = self.policy.correction_il_loss(*inputs[:2], noise.to(self.device))
+                correction_loss.backward()
+                means.add({"correction_il_loss": correction_loss})
+            if self._gradients_finite([p for _, parameters in stepped for p in parameters]):
+                for optimizer, parameters in stepped:
+                    self._step(optimizer, parameters)
                 self.counters["il_updates"] += 1
             else:
                 skipped += 1
-            means.add({"il_loss": il_loss})
-        return means.means() | {"dropped_objectives": float(skipped)}
+        change = float(np.abs(plans() - before).mean())
+        return means.means() | {"dropped_objectives": float(skipped), "base_change": change}
+
+    def _probe_plans(self, batch: Experience) -> Callable[[], FloatArray]:
+        """Return what tells the base's executed actions on observations of the rollout, always with the same noise."""
+        assert isinstance(self.policy, ResidualPolicy)
+        base, generator = self.policy.base, torch.Generator().manual_seed(self.version)
+        obs = batch.sample(generator, PROBE_SIZE).obs[:, : -self.policy.noise_shape[-1]].cpu().numpy()
+        noise = torch.randn(len(obs), *base.noise_shape, generator=generator).numpy()
+        former = np.zeros((len(obs), *self.policy.plan_shapes["chunk_shape"]), np.float32)
+        plan = self.policy.plan
+        return lambda: plan(obs, noise, former, np.zeros(len(obs), bool))[:, : base.action_horizon]
 
     def _il_batches(self, batch: Experience) -> Any:
         if self.config.il_steps == "epoch":
@@ -370,17 +396,25 @@ class Learner:
         return [p for p, _, _ in shared], [g for _, g, _ in shared], [h for _, _, h in shared]
 
     # -- diagnostics --------------------------------------------------------------------------------------------------
-    def _measure_relation(self, batch: Experience, relation: GradientRelation) -> None:
+    def _measure_relation(self, batch: Experience, relation: GradientRelation) -> dict[str, float]:
+        """Take in pairs of gradients; return what is measured beside the relation."""
         if not self.shared:
-            return
+            return {}
         # From streams of its own: measuring more or less must not change what is learned.
         generator = torch.Generator().manual_seed(self.version)
         rng = np.random.default_rng(self.version)
+        advantage = GradientRelation()
         for _ in range(self.config.relation_pairs):
             minibatch = batch.sample(generator, self.config.relation_batch_size)
             rl_loss = self.algorithm.loss(self.policy, minibatch).policy
             demos = self.demos.sample(rng, self.config.il_batch_size)
-            relation.add(*self._gradients(rl_loss, self._il_loss(demos, generator))[1:])
+            _, rl, il = self._gradients(rl_loss, self._il_loss(demos, generator))
+            relation.add(rl, il)
+            advantage_loss = self.algorithm.advantage_loss(self.policy, minibatch)
+            if advantage_loss is not None:
+                advantage.add(torch.autograd.grad(advantage_loss, self.parameters), il)
+        names = {"rho": "rho_advantage", "grad_norm_rl": "grad_norm_advantage"}
+        return {names[name]: value for name, value in advantage.metrics().items() if name in names}
 
     @torch.no_grad()
     def _surrogate(self, minibatch: Any) -> float:

@@ -27,8 +27,10 @@ CONTROL = "rl_only"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "rl_only": ("RL only", {"schedule": "rl_only"}),
     "inril": ("IN-RIL", {}),
+    "bc_reg": ("BC-Reg", {"schedule": "bc_reg"}),
 }
 """Arm to its label and what it changes in the configuration."""
+DEFAULT_ARMS = ("rl_only", "inril")
 MIN_SEEDS = 3
 MAX_MORE_SEEDS = 200
 
@@ -42,9 +44,10 @@ def verdict(
     *,
     seeds: Sequence[int],
     run_one: RunOne,
+    arms: Sequence[str] = DEFAULT_ARMS,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Run both arms at every seed from one cloned policy and compare them.
+    """Run all arms at every seed from one cloned policy and compare each with RL only.
 
     Finished runs in ``directory`` are kept, unfinished ones go on, so an interrupted verdict can be started again.
 
@@ -53,26 +56,35 @@ def verdict(
         directory: where everything goes.
         seeds: at least 3, all different.
         run_one: runs one experiment.
+        arms: of ``ARMS``, with the control.
         say: prints a line.
 
     Returns:
         what ``verdict.json`` holds.
 
     Raises:
-        InrilError: too few or repeated seeds, or the directory is of another configuration.
+        InrilError: too few or repeated seeds, arms that make no sense for this configuration, or the directory is of
+            another one.
     """
     if len(seeds) < MIN_SEEDS or len(set(seeds)) != len(seeds):
         raise InrilError(f"seeds = {list(seeds)}: a verdict needs at least {MIN_SEEDS} different seeds.")
     config = load_config(layers)
-    if config.schedule == "rl_only":
+    if config.schedule in ("rl_only", "bc_reg"):
         raise InrilError(
-            "schedule = 'rl_only': this arm is the control; configure the interleaving to compare it with."
+            f"schedule = {config.schedule!r}: this is an arm of its own; configure the interleaving to compare it with."
         )
+    if CONTROL not in arms or len(arms) < 2 or not set(arms) <= ARMS.keys():
+        raise InrilError(
+            f"arms = {list(arms)}: {CONTROL} and at least one of {', '.join(a for a in ARMS if a != CONTROL)}."
+        )
+    for arm in arms:  # before anything runs
+        load_config([*layers, ARMS[arm][1]])
     base_dir = _base_policy(layers, config, directory, run_one, say)
-    summaries: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    paths: dict[str, list[str]] = {arm: [] for arm in ARMS}
+    summaries: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    paths: dict[str, list[str]] = {arm: [] for arm in arms}
     for seed in seeds:
-        for arm, (label, changes) in ARMS.items():
+        for arm in arms:
+            label, changes = ARMS[arm]
             say(f"--- {label}, seed {seed}")
             own = {"seed": seed, "pretrained": str(base_dir), "video": False, **changes}
             arm_config = load_config([*layers, own])

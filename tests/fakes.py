@@ -65,6 +65,7 @@ TINY_POLICY: dict[str, dict[str, Any]] = {
             "step_embedding_dim": 4,
         },
     },
+    "residual_gaussian": {"hidden_dims": (8, 8), "base": {"prediction_horizon": 3, "hidden_dim": 8, "num_hidden": 3}},
     "residual_mlp": {
         "hidden_dims": (8, 8),
         "base": {
@@ -285,6 +286,7 @@ def tiny_learner(
     *,
     schedule: str = "fixed",
     separation: str | None = None,
+    policy_name: str | None = None,
     seed: int = 0,
     network_seed: int = 0,
     num_envs: int = 4,
@@ -295,7 +297,7 @@ def tiny_learner(
     **interleave: Any,
 ) -> Learner:
     """A learner over tiny networks. ``interleave`` goes to :class:`InterleaveConfig`."""
-    kind = POLICY_OF[algorithm]
+    kind = policy_name or POLICY_OF[algorithm]
     actor = {**ACTOR_OF.get(algorithm, {}), **(actor or {})}
     cls = resolve(POLICIES, kind, "policy").Config
     arrays = demos or fake_demos()
@@ -307,12 +309,13 @@ def tiny_learner(
     if double:
         policy.double()
         rl_algorithm.critic.double()
+    default = "network" if policy.imitates_apart else "upgrad"
     config = build(InterleaveConfig, {"every": 2, "il_batch_size": 16, "relation_pairs": 2, **interleave})
     return Learner(
         policy,
         rl_algorithm,
         resolve(SCHEDULES, schedule, "schedule").from_config(config),
-        resolve(SEPARATIONS, separation or ("network" if kind == "residual_mlp" else "upgrad"), "separation")(),
+        resolve(SEPARATIONS, separation or default, "separation").from_config(config),
         store,
         config,
         seed=seed,

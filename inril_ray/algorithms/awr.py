@@ -89,22 +89,23 @@ class AWR(OffPolicyAlgorithm):
         for _ in range(num_updates):
             yield Update(minibatch=self.draw(generator), critic=False)
 
-    def draw(self, generator: torch.Generator) -> Weighted:
-        """Draw a minibatch of the actor."""
+    def draw(self, generator: torch.Generator, limit: int | None = None) -> Weighted:
+        """Draw a minibatch of the actor, of at most so many transitions."""
         if self._advantages is None:
             self._advantages = self.targets_and_advantages()[1]
-        return self._take(self._advantages, generator, len(self._advantages))
+        return self._take(self._advantages, generator, len(self._advantages), limit)
 
     def visible_rows(self, num: int) -> int:
         """Return how many of the transitions the critic learns from: all, or those that DPPO's indices reach."""
         return self.replay.num_rows if self.config.compat_targets else num
 
-    def _take(self, numbers: Tensor, generator: torch.Generator, limit: int) -> Weighted:
+    def _take(self, numbers: Tensor, generator: torch.Generator, rows: int, limit: int | None = None) -> Weighted:
+        size = min(self.config.batch_size, limit or self.config.batch_size)
         if self._order is None:
             self._order = self.replay.places_in_order(), self.replay.in_order("valid")["valid"].flatten()
         places, valid = self._order
-        valid = valid[:limit].nonzero()[:, 0]
-        drawn = torch.randint(len(valid), (self.config.batch_size,), generator=generator).to(self.device)
+        valid = valid[:rows].nonzero()[:, 0]
+        drawn = torch.randint(len(valid), (size,), generator=generator).to(self.device)
         at = valid[drawn]
         return Weighted(batch=self.replay.take(places[at], generator), number=numbers[at])
 

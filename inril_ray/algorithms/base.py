@@ -180,6 +180,10 @@ class Algorithm(ABC):
     def loss(self, policy: Policy, minibatch: Any) -> Losses:
         """Return the losses of a minibatch. Asked twice, it returns the same."""
 
+    def advantage_loss(self, policy: Policy, minibatch: Any) -> Tensor | None:
+        """Return a loss that is only measured: of imitating what did well, where :meth:`loss` imitates all."""
+        return None
+
     def after_actor_step(self, policy: Policy, losses: Losses) -> None:  # noqa: B027 - most have nothing to do
         """Follow a step of the actor: averaged copies, temperatures."""
 

@@ -125,3 +125,14 @@ class IDQL(OffPolicyAlgorithm):
         """Return the loss of cloning the replay."""
         loss = self.imitate_replay(policy, minibatch)
         return Losses(policy=loss, stats={"policy_loss": loss.detach()})
+
+    def advantage_loss(self, policy: Policy, minibatch: Transitions) -> Tensor:
+        """Return the same loss with the expectile's weights: what is better than the state value counts more.
+
+        Source: Hansen-Estruch et al. 2023, whose actor may be trained so.
+        """
+        b, share = minibatch, self.config.expectile
+        obs = policy.normalizer.obs(b.obs)
+        with torch.no_grad():
+            better = self.target_critics(obs, b.actions).min(dim=0).values > self.value(obs)
+        return self.imitate_replay(policy, b, torch.where(better, share, 1.0 - share))

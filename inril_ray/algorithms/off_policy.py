@@ -71,7 +71,7 @@ class ReplayExperience(Experience):
 
     def sample(self, generator: torch.Generator, limit: int | None = None) -> Transitions:
         """Draw a minibatch of the actor."""
-        return self.algorithm.draw(generator)
+        return self.algorithm.draw(generator, limit)
 
 
 class OffPolicyAlgorithm(Algorithm):
@@ -199,9 +199,9 @@ class OffPolicyAlgorithm(Algorithm):
         for i in range(max(num_updates, every)):
             yield Update(minibatch=self.draw(generator), actor=(i + 1) % every == 0)
 
-    def draw(self, generator: torch.Generator) -> Transitions:
-        """Draw a minibatch."""
-        size = self.config.batch_size
+    def draw(self, generator: torch.Generator, limit: int | None = None) -> Transitions:
+        """Draw a minibatch, of at most so many transitions."""
+        size = min(self.config.batch_size, limit or self.config.batch_size)
         if self.demos is None:
             return self.replay.sample(size, generator)
         half = max(1, size // 2)

@@ -57,7 +57,7 @@ class ResidualPPO(OnPolicyAlgorithm):
     """
 
     Config = ResidualPPOConfig
-    policies = ("residual_mlp", "residual_unet")
+    policies = ("residual_mlp", "residual_unet", "residual_gaussian")
     joint_clip = True
     config: ResidualPPOConfig
 

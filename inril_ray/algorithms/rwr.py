@@ -77,7 +77,8 @@ class FinishedEpisodes(Experience):
 
     def sample(self, generator: torch.Generator, limit: int | None = None) -> WeightedChunks:
         """Draw a minibatch with replacement."""
-        return self._take(torch.randint(len(self.obs), (self.batch_size,), generator=generator), generator)
+        size = min(self.batch_size, limit or self.batch_size)
+        return self._take(torch.randint(len(self.obs), (size,), generator=generator), generator)
 
     def _take(self, index: Tensor, generator: torch.Generator) -> WeightedChunks:
         seed = int(torch.randint(2**40, (1,), generator=generator))

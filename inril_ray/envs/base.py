@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ class EnvConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(ABC):
     """Entry of the task table: subclasses say what the task looks like and make it. Knows no simulator by itself."""
 
     name: str
@@ -66,13 +66,13 @@ class Task:
             raise InrilError(f"env.semantics = {config.semantics!r}: {self.name} has {choices}.")
         return config.semantics or next(iter(self.semantics), "")
 
+    @abstractmethod
     def spec(self, config: EnvConfig) -> EnvSpec:
         """Return the task's dimensions and horizon under a configuration; loads no simulator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
         """Make a batch of environments; see :func:`inril_ray.envs.make`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

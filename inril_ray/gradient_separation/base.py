@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,11 @@ class Separation(ABC):
 
     def __init__(self, *, row_normalise: bool = False) -> None:
         self.row_normalise = row_normalise
+
+    @classmethod
+    def from_config(cls, interleave: Any) -> Self:
+        """Make one from the ``interleave`` section of a configuration."""
+        return cls(row_normalise=interleave.row_normalise)
 
     @abstractmethod
     def weights(self, gramian: Gramian) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Self
 
 from inril_ray.gradient_separation.base import Gramian, Separation
 
@@ -13,16 +14,29 @@ RADIUS = 0.5
 
 
 class CAGrad(Separation):
-    """The maximiser d of min_i <g_i, d> within c |g0| of the mean g0, c = ½, not rescaled.
+    """The maximiser d of min_i <g_i, d> within c |g0| of the mean g0, by default c = ½, not rescaled.
 
     It ends where the mean of both losses is stationary, and does not promise that no objective is harmed: between
     nearly opposed gradients of different norms c = ½ is too short to leave the larger one's side.
     Source: Liu et al. 2021, algorithm 1.
+
+    Args:
+        row_normalise: see :class:`Separation`.
+        radius: c.
     """
+
+    def __init__(self, *, row_normalise: bool = False, radius: float = RADIUS) -> None:
+        super().__init__(row_normalise=row_normalise)
+        self.radius = radius
+
+    @classmethod
+    def from_config(cls, interleave: Any) -> Self:
+        """Make one from the ``interleave`` section of a configuration."""
+        return cls(row_normalise=interleave.row_normalise, radius=interleave.cagrad_radius)
 
     def weights(self, gramian: Gramian) -> tuple[float, float]:
         """Return the weights of (g_RL, g_IL)."""
-        return conflict_averse_weights(gramian)
+        return conflict_averse_weights(gramian, radius=self.radius)
 
 
 def conflict_averse_weights(gramian: Gramian, share: float = SHARE, radius: float = RADIUS) -> tuple[float, float]:

@@ -9,7 +9,8 @@ POLICIES: dict[str, str] = {
     "diffusion_mlp": "inril_ray.policies.diffusion:DiffusionPolicy",
     "diffusion_unet": "inril_ray.policies.diffusion:DiffusionUNetPolicy",
     "gaussian_mlp": "inril_ray.policies.gaussian:GaussianPolicy",
-    "residual_mlp": "inril_ray.policies.residual:ResidualPolicy",
+    "residual_gaussian": "inril_ray.policies.residual:ResidualGaussianPolicy",
+    "residual_mlp": "inril_ray.policies.residual:ResidualDiffusionPolicy",
     "residual_unet": "inril_ray.policies.residual:ResidualUNetPolicy",
     "tanh_gaussian": "inril_ray.policies.tanh_gaussian:TanhGaussianPolicy",
 }

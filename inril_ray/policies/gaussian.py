@@ -70,9 +70,12 @@ class GaussianPolicy(Policy):
         """Return the network; the standard deviations are not cloned."""
         return self.actor
 
+    def mean(self, obs: Tensor) -> Tensor:
+        """Return the mean chunks [N, H, A], normalised, for normalised observations [N, O]."""
+        return self.actor(obs).tanh().view(len(obs), *self.noise_shape)
+
     def _mean(self, obs: Tensor) -> Tensor:
-        flat = self.actor(self.normalizer.obs(obs)).tanh()
-        return flat.view(len(obs), *self.noise_shape)
+        return self.mean(self.normalizer.obs(obs))
 
     def _std(self) -> Tensor:
         return self.log_std.exp().clamp(self.config.min_std, self.config.max_std)

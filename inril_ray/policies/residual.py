@@ -1,8 +1,9 @@
-"""Residual policy: a small Gaussian that corrects every action of a cloned, chunked diffusion policy."""
+"""Residual policy: a small Gaussian that corrects every action of a cloned, chunked policy."""
 
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from inril_ray.policies.diffusion import (
     DiffusionUNetConfig,
     DiffusionUNetPolicy,
 )
+from inril_ray.policies.gaussian import GaussianConfig, GaussianPolicy
 from inril_ray.policies.networks import ResidualActor
 from inril_ray.types import BoolArray, EnvSpec, FloatArray, NormalizerStats
 
@@ -35,10 +37,8 @@ class ResidualSettings:
     """Of the correction before it is scaled; not trained."""
     input_limit: Annotated[float, Field(gt=0)] = 3.0
     """Normalised observations are clipped to it."""
-    warm_start: bool = True
-    """A plan begins from what is left of the last one, noised to the level of the second step."""
 
-    base: DenoisingConfig
+    base: DenoisingConfig | GaussianConfig
 
     @property
     def prediction_horizon(self) -> int:
@@ -47,7 +47,17 @@ class ResidualSettings:
 
 
 @config
-class ResidualMLPConfig(ResidualSettings):
+class ResidualDiffusionSettings(ResidualSettings):
+    """Those of a correction of a diffusion policy."""
+
+    warm_start: bool = True
+    """A plan begins from what is left of the last one, noised to the level of the second step."""
+
+    base: DenoisingConfig
+
+
+@config
+class ResidualMLPConfig(ResidualDiffusionSettings):
     """A correction of a diffusion MLP. Its defaults suit Robomimic."""
 
     base: DiffusionConfig = DiffusionConfig(
@@ -56,7 +66,7 @@ class ResidualMLPConfig(ResidualSettings):
 
 
 @config
-class ResidualUNetConfig(ResidualSettings):
+class ResidualUNetConfig(ResidualDiffusionSettings):
     """A correction of a diffusion U-Net. Its defaults are ResiP's."""
 
     base: DiffusionUNetConfig = DiffusionUNetConfig(
@@ -70,6 +80,13 @@ class ResidualUNetConfig(ResidualSettings):
         group_norm_eps=1e-5,
         film="shallow",
     )
+
+
+@config
+class ResidualGaussianConfig(ResidualSettings):
+    """A correction of a deterministic MLP. Its defaults are ResiP's, without its dropout and with means within +-1."""
+
+    base: GaussianConfig = GaussianConfig(prediction_horizon=8, hidden_dim=1024, num_hidden=11, activation="relu")
 
 
 class ResidualNormalizer(Normalizer):
@@ -105,8 +122,9 @@ class ResidualPolicy(Policy):
     Source: Ankile et al. 2024 (ResiP). The log-probability is summed over the dimensions of the action.
     """
 
-    Config: type[ResidualSettings] = ResidualMLPConfig
-    Base: type[DiffusionPolicy] = DiffusionPolicy
+    Config: type[ResidualSettings]
+    Base: Any
+    """Class of the base."""
     imitates_apart = True
 
     def __init__(self, config: ResidualSettings, spec: EnvSpec, stats: NormalizerStats) -> None:
@@ -160,16 +178,13 @@ class ResidualPolicy(Policy):
             known: [n] there is a last plan.
         """
         device = self.normalizer.obs_low.device
-        start = torch.tensor(noise, device=device)  # a copy: its first part may be replaced
-        if self.config.warm_start and known.any():
-            schedule = self.base.schedule
-            level = schedule.levels[max(0, self.config.base.executed_steps - 2)]
-            last = torch.from_numpy(np.ascontiguousarray(former)).to(device)
-            warm = schedule.add_noise(last, start[:, 0], level.repeat(len(last)))
-            start[:, 0] = torch.where(torch.from_numpy(known).to(device)[:, None, None], warm, start[:, 0])
         normalized = self.base.normalizer.obs(torch.from_numpy(obs).to(device))
         limit = self.config.input_limit
-        return self.base.denoise(normalized.clamp(-limit, limit), start, deterministic=True).cpu().numpy()
+        return self._chunks(normalized.clamp(-limit, limit), noise, former, known).cpu().numpy()
+
+    @abstractmethod
+    def _chunks(self, obs: Tensor, noise: FloatArray, former: FloatArray, known: BoolArray) -> Tensor:
+        """Return the base's chunks [n, H, A], normalised, for normalised observations; see :meth:`plan`."""
 
     # -- the correction -----------------------------------------------------------------------------------------------
     def _std(self, like: Tensor) -> Tensor:
@@ -211,8 +226,57 @@ class ResidualPolicy(Policy):
         """Return the base's loss of pre-training."""
         return self.base.bc_loss(obs, actions, noise, uniform)
 
+    def correction_il_loss(self, obs: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+        """Return how far the mean correction is from what would make the base's first action the demonstrated one.
 
-class ResidualUNetPolicy(ResidualPolicy):
+        Args:
+            obs: [N, O].
+            actions: [N, H, A] in the units of the environment.
+            noise: [N, *noise_shape] standard normal, of the base.
+
+        Source: IN-RIL figure 7, where the networks are not separated.
+        """
+        former = np.zeros((len(obs), *self.plan_shapes["chunk_shape"]), np.float32)
+        plan = self.plan(obs.cpu().numpy(), noise.cpu().numpy(), former, np.zeros(len(obs), bool))
+        base = torch.from_numpy(plan[:, 0]).to(obs.device)
+        missing = (self.normalizer.action(actions[:, 0]) - base) / self.config.scale
+        return (self.correction(self.normalizer.obs(torch.cat([obs, base], dim=1))) - missing).square().mean()
+
+
+class ResidualDiffusionPolicy(ResidualPolicy):
+    """A correction of a diffusion MLP; see :class:`ResidualPolicy`."""
+
+    Config = ResidualMLPConfig
+    Base = DiffusionPolicy
+    config: ResidualDiffusionSettings
+    base: DiffusionPolicy
+
+    def _chunks(self, obs: Tensor, noise: FloatArray, former: FloatArray, known: BoolArray) -> Tensor:
+        start = torch.tensor(noise, device=obs.device)  # a copy: its first part may be replaced
+        if self.config.warm_start and known.any():
+            schedule = self.base.schedule
+            level = schedule.levels[max(0, self.config.base.executed_steps - 2)]
+            last = torch.from_numpy(np.ascontiguousarray(former)).to(obs.device)
+            warm = schedule.add_noise(last, start[:, 0], level.repeat(len(last)))
+            start[:, 0] = torch.where(torch.from_numpy(known).to(obs.device)[:, None, None], warm, start[:, 0])
+        return self.base.denoise(obs, start, deterministic=True)
+
+
+class ResidualGaussianPolicy(ResidualPolicy):
+    """A correction of a deterministic MLP; see :class:`ResidualPolicy`.
+
+    Imitation is the likelihood under a constant deviation, that is the squared error of the mean.
+    """
+
+    Config = ResidualGaussianConfig
+    Base = GaussianPolicy
+    base: GaussianPolicy
+
+    def _chunks(self, obs: Tensor, noise: FloatArray, former: FloatArray, known: BoolArray) -> Tensor:
+        return self.base.mean(obs)
+
+
+class ResidualUNetPolicy(ResidualDiffusionPolicy):
     """A correction of a diffusion U-Net; see :class:`ResidualPolicy`."""
 
     Config = ResidualUNetConfig

@@ -58,7 +58,7 @@ def test_eval_reproduces_the_summary(trained: Path, policy: str, capsys: pytest.
 def test_verdict_compares_paired_seeds(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "verdict"
     arguments = ("verdict", "--config", tiny_file, "--local", "--seeds", 0, 1, 2, "--out", out)
-    arguments = (*arguments, "--set", "num_iterations=2", "--set", "evaluation.every=0")
+    arguments = (*arguments, "--set", "num_iterations=2", "--set", "evaluation.every=0", "--bc-reg")
     assert inril(*arguments) == 0
     printed = capsys.readouterr().out
     assert "interquartile mean" in printed
@@ -67,6 +67,8 @@ def test_verdict_compares_paired_seeds(tiny_file: Path, tmp_path: Path, capsys: 
     assert result["arms"]["rl_only"]["il_updates"] == [0, 0, 0]
     assert result["arms"]["inril"]["il_updates"] == [3, 3, 3]
     assert len(result["arms"]["inril"]["scores"]) == 3
+    assert result["arms"]["bc_reg"]["il_updates"] == [0, 0, 0]
+    assert result["comparisons"].keys() == {"inril", "bc_reg"}
     assert "<html" in (out / "report.html").read_text()
     before = (out / "inril_seed0" / "summary.json").stat().st_mtime_ns
     assert inril(*arguments) == 0  # started again: finished runs are kept
@@ -135,7 +137,7 @@ def test_flags_are_frozen() -> None:
     assert flags == {
         "train": sorted([*shared, "--out", "--resume", "--local"]),
         "eval": ["--backend", "--episodes", "--help", "--policy", "--video"],
-        "verdict": sorted([*shared, "--seeds", "--out", "--local"]),
+        "verdict": sorted([*shared, "--seeds", "--out", "--bc-reg", "--local"]),
         "demos": ["--help"],
         "report": ["--help"],
         "doctor": ["--help"],

@@ -283,3 +283,17 @@ def test_m_is_that_of_table_5(task: str, dppo: int, idql: int) -> None:
 def test_combinations_without_meaning_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InrilError, match=message):
         load_config([{"task": "robomimic/lift", **changes}])
+
+
+def test_a_preset_may_depend_on_the_policy():
+    layer = {"task": "robomimic/square", "algorithm": "dppo"}
+    assert load_config([{**layer, "policy": "diffusion_unet"}]).rl.actor_lr == 2e-5
+    assert load_config([layer]).rl.actor_lr == 1e-4
+
+
+@pytest.mark.parametrize("separation", ["upgrad", "project_il"])
+def test_a_residual_policy_is_separated_by_network_or_not_at_all(separation: str) -> None:
+    layer = {"task": "robomimic/lift", "algorithm": "residual_ppo"}
+    load_config([{**layer, "separation": "naive"}])
+    with pytest.raises(InrilError, match="use network or naive"):
+        load_config([{**layer, "separation": separation}])

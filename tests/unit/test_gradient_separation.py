@@ -23,6 +23,7 @@ from inril_ray.gradient_separation.network import Network
 from inril_ray.gradient_separation.pcgrad import PCGrad
 from inril_ray.gradient_separation.project_il import ProjectIL
 from inril_ray.gradient_separation.upgrad import UPGrad
+from inril_ray.interleave import InterleaveConfig
 from inril_ray.registry import resolve
 
 F64 = torch.float64
@@ -94,6 +95,18 @@ def test_naive_is_the_imitation_gradient_stepped_by_the_optimiser_of_rl():
     assert torch.equal(grad, G2)
     assert report.weights == (0.0, 1.0)
     assert {name for name in SEPARATIONS if resolve(SEPARATIONS, name, "separation").optimizer == "rl"} == {"naive"}
+
+
+@pytest.mark.parametrize("name", [n for n in SEPARATIONS if n != "network"])
+def test_the_configuration_reaches_the_method(name: str) -> None:
+    cls = resolve(SEPARATIONS, name, "separation")
+    gramian = Gramian(rl=4.0, il=1.0, inner=-0.5)
+    own = cls.from_config(InterleaveConfig(row_normalise=True, cagrad_radius=0.2))
+    assert own.row_normalise
+    assert not cls.from_config(InterleaveConfig()).row_normalise
+    if name == "cagrad":
+        assert own.weights(gramian) == conflict_averse_weights(gramian, radius=0.2)
+        assert own.weights(gramian) != cls().weights(gramian)
 
 
 def test_the_table_names_every_method():

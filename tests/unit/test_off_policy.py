@@ -520,3 +520,23 @@ def test_demonstrations_follow_the_normaliser_of_the_policy_that_is_loaded():
         algorithm.acting.normalizer.action_high += 1.0
     algorithm.begin(algorithm.acting)
     assert not torch.equal(algorithm.demos.sample(5, generator()).actions, before)
+
+
+def test_idql_also_measures_the_gradient_of_what_did_well():
+    learner = tiny_learner("idql", schedule="rl_only", relation_pairs=3)
+    learner.begin()
+    row = learner.learn(tiny_rollouts(learner.policy, 1)[0], fresh_start=True)
+    assert row["grad_norm_advantage"] > 0
+    assert row["grad_norm_advantage"] < row["grad_norm_rl"]  # weights of 0.8 and 0.2
+
+
+def test_the_advantage_weighs_by_the_expectile():
+    algorithm = tiny_algorithm("idql")
+    batch = algorithm.prepare(tiny_rollouts(algorithm.acting.policy, 1)[0], algorithm.acting.policy, fresh_start=True)
+    drawn = batch.sample(torch.Generator().manual_seed(0), 5)
+    assert len(drawn.obs) == 5
+    policy = algorithm.acting.policy
+    obs = policy.normalizer.obs(drawn.obs)
+    better = algorithm.target_critics(obs, drawn.actions).min(dim=0).values > algorithm.value(obs)
+    expected = algorithm.imitate_replay(policy, drawn, 0.2 + 0.6 * better.float())
+    torch.testing.assert_close(algorithm.advantage_loss(policy, drawn), expected)

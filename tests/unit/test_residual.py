@@ -10,8 +10,19 @@ import pytest
 import torch
 
 from inril_ray.envs.base_actions import BaseActions
+from inril_ray.policies import POLICIES
+from inril_ray.registry import resolve
 from inril_ray.rollout import decision_env
-from tests.fakes import TINY_POLICY, FakeEnv, tiny_algorithm, tiny_collector, tiny_learner, tiny_policy
+from tests.fakes import (
+    TINY_POLICY,
+    FakeEnv,
+    fake_spec,
+    tiny_algorithm,
+    tiny_collector,
+    tiny_learner,
+    tiny_policy,
+    unit_stats,
+)
 
 
 @pytest.fixture
@@ -187,6 +198,58 @@ def test_reinforcement_leaves_the_base_alone_and_imitation_the_correction():
     assert row["il_updates"] == 3
     assert not torch.equal(weights(learner.policy.base), base)
     assert torch.equal(weights(learner.policy.correction), correction)
+
+
+@pytest.mark.parametrize("name", ["residual_mlp", "residual_unet", "residual_gaussian"])
+def test_how_far_imitation_moves_the_base_is_measured(name):
+    row = {}
+    for lr in (1e-12, 1e-3):
+        learner = tiny_learner("residual_ppo", policy_name=name, every=1, il_steps=3, il_lr=lr, il_weight_decay=0.0)
+        learner.begin()
+        row[lr] = learner.learn(rollout_of(learner.policy), fresh_start=True)
+    assert row[1e-12]["base_change"] < 1e-6 < 1e-3 < row[1e-3]["base_change"]
+    assert "correction_il_loss" not in row[1e-3]
+
+
+def test_naive_interleaving_trains_the_correction_by_imitation_too():
+    losses = []
+    for lr in (3e-2, 1e-9):
+        learner = tiny_learner(
+            "residual_ppo", separation="naive", every=1, il_steps=40, rl={"actor_lr": lr, "lr_warmup_iterations": 0}
+        )
+        learner.begin()
+        learner.algorithm.trains_actor = lambda done: False  # only imitation moves the correction
+        before = weights(learner.policy.correction)
+        row = learner.learn(rollout_of(learner.policy), fresh_start=True)
+        assert row["il_updates"] == 40
+        losses.append(row["correction_il_loss"])
+        moved = (weights(learner.policy.correction) - before).abs().max()
+    assert moved < 1e-6
+    assert losses[0] < 0.9 * losses[1]
+
+
+def test_the_correction_imitates_what_the_base_misses(policy):
+    obs, actions, noise = torch.randn(5, 3), torch.randn(5, 3, 2), torch.randn(5, *policy.base.noise_shape)
+    base = policy.plan(obs.numpy(), noise.numpy(), np.zeros((5, 3, 2), np.float32), np.zeros(5, bool))[:, 0]
+    missing = (policy.normalizer.action(actions[:, 0]) - torch.from_numpy(base)) / 0.1
+    torch.testing.assert_close(policy.correction_il_loss(obs, actions, noise), missing.square().mean())
+
+
+def test_a_deterministic_base_plans_its_mean():
+    policy = tiny_policy("residual_gaussian", base={"prediction_horizon": 3, "hidden_dim": 8})
+    obs = torch.randn(4, 3)
+    plan = policy.plan(
+        obs.numpy(), np.zeros((4, *policy.base.noise_shape)), np.zeros((4, 3, 2), np.float32), np.ones(4, bool)
+    )
+    expected = policy.base.act(obs, torch.zeros(4, *policy.base.noise_shape), deterministic=True).chain[:, -1]
+    torch.testing.assert_close(torch.from_numpy(plan), expected)
+
+
+def test_the_deterministic_base_has_the_size_of_resip():
+    spec = dataclasses.replace(fake_spec(), obs_dim=58, action_dim=10)
+    cls = resolve(POLICIES, "residual_gaussian", "policy")
+    policy = cls(cls.Config(), spec, unit_stats(58, 10))
+    assert sum(p.numel() for p in policy.base.actor.parameters()) == 10_638_416
 
 
 def test_actor_and_critic_are_clipped_together(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 
 from inril_ray.statistics import SCORE, SUCCESS
 from inril_ray.types import InrilError
-from inril_ray.verdict import compare, judge, result_lines
+from inril_ray.verdict import compare, judge, result_lines, verdict
 
-PATHS = {arm: [f"{arm}_seed{s}" for s in range(3)] for arm in ("rl_only", "inril")}
+PATHS = {arm: [f"{arm}_seed{s}" for s in range(3)] for arm in ("rl_only", "inril", "bc_reg")}
 
 
 def summaries(scores: dict[str, list[float]], *, has_success: bool) -> dict[str, list[dict[str, Any]]]:
@@ -76,3 +77,33 @@ def test_runs_of_unequal_length_are_not_compared() -> None:
     runs["inril"][1]["iterations"] = 1
     with pytest.raises(InrilError, match=r"differ in iterations \(\[1, 2\]\)"):
         compare(runs, PATHS, range(3))
+
+
+def test_every_arm_is_compared_with_rl_only() -> None:
+    scores = {"rl_only": [0.2, 0.3, 0.2], "inril": [0.8, 0.9, 0.9], "bc_reg": [0.3, 0.1, 0.2]}
+    result = compare(summaries(scores, has_success=True), PATHS, range(3))
+    assert {arm: c["verdict"] for arm, c in result["comparisons"].items()} == {
+        "inril": "helps", "bc_reg": "can't tell yet",
+    }  # fmt: skip
+    assert any(line.startswith("BC-Reg") for line in result_lines(result))
+
+
+def refuse(*_: Any) -> dict[str, Any]:
+    raise AssertionError("nothing may run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "arms", "message"),
+    [
+        ({}, ("inril",), "rl_only and at least one"),
+        ({}, ("rl_only", "magic"), "rl_only and at least one"),
+        ({"algorithm": "residual_ppo"}, ("rl_only", "inril", "bc_reg"), "bc_reg"),
+        ({"schedule": "bc_reg"}, ("rl_only", "inril"), "an arm of its own"),
+    ],
+)
+def test_arms_that_make_no_sense_are_refused_before_anything_runs(
+    changes: dict[str, Any], arms: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InrilError, match=message):
+        verdict([{"task": "robomimic/lift"}, changes], tmp_path, seeds=(0, 1, 2), run_one=refuse, arms=arms)
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ desired goal 28:31, metres; an action moves the hand by up to 5 cm.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
@@ -66,8 +67,9 @@ class FetchDemonstrator(Demonstrator):
         action[:3] += self._noise * self._rng.normal(size=3)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
+    @abstractmethod
     def _steer(self, hand: FloatArray, thing: FloatArray, goal: FloatArray) -> FloatArray:
-        raise NotImplementedError
+        """Return the action [4] without noise."""
 
 
 class PickAndPlaceDemonstrator(FetchDemonstrator):

@@ -6,6 +6,7 @@ are computed for the whole batch. Source: robosuite 1.5.2 ``environments/manipul
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class Poses:
     """[B, C] whether each of the scene's ``contacts`` holds."""
 
 
-class Scene:
+class Scene(ABC):
     """Base of the scenes. ``env`` is a robosuite environment of the task, after its first reset."""
 
     frames: tuple[str, ...] = ()
@@ -66,22 +67,22 @@ class Scene:
             if "visual" not in item.name.lower()
         }
 
-    def begin(self, poses: Poses, mask: BoolArray) -> None:
+    def begin(self, poses: Poses, mask: BoolArray) -> None:  # noqa: B027 - most remember nothing
         """Forget what is remembered of earlier steps in the environments of ``mask`` [B]."""
 
+    @abstractmethod
     def observe(self, poses: Poses) -> FloatArray:
         """Return the ``object`` part of the observation, [B, K]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def success(self, poses: Poses) -> BoolArray:
         """Return whether the task is solved, [B]."""
-        raise NotImplementedError
 
     def get_state(self) -> FloatArray:
         """Return what is remembered of earlier steps, [B, M]."""
         return np.zeros((0, 0))
 
-    def set_state(self, state: FloatArray) -> None:
+    def set_state(self, state: FloatArray) -> None:  # noqa: B027 - see begin
         """Put back what :meth:`get_state` returned."""
 
 
