@@ -12,6 +12,9 @@ FORMATS: dict[str, str] = {
     "d4rl_hdf5": "inril_ray.demos.formats.d4rl_hdf5:D4rlHdf5",
     "minari": "inril_ray.demos.formats.minari:Minari",
     "lerobot": "inril_ray.demos.formats.lerobot:LeRobot",
+    "resip_zarr": "inril_ray.demos.formats.resip_zarr:ResipZarr",
+    # Last, because any directory with a pickle in it looks like one of these.
+    "furniture_pickle": "inril_ray.demos.formats.furniture_pickle:FurniturePickle",
 }
 """Format name to a class with the interface of :class:`inril_ray.demos.episodes.Format`."""
 
@@ -27,5 +30,10 @@ DEMONSTRATORS: dict[str, str] = {
     "robomimic/can": "inril_ray.demos.scripted.can:CanDemonstrator",
     "robomimic/square": "inril_ray.demos.scripted.square:SquareDemonstrator",
     "robomimic/transport": "inril_ray.demos.scripted.transport:TransportDemonstrator",
+    **{
+        f"furniture/one_leg_{level}": "inril_ray.demos.scripted.furniture:OneLegExpert"
+        for level in ("low", "med", "high")
+    },
+    "furniture/peg_in_hole": "inril_ray.demos.scripted.furniture:PegInHoleExpert",
 }
 """Task to its :class:`inril_ray.demos.demonstrator.Demonstrator`."""

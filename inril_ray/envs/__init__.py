@@ -29,6 +29,13 @@ TASKS: dict[str, str] = {
     "fetch/push": "inril_ray.envs.robotics:PUSH",
     "fetch/slide": "inril_ray.envs.robotics:SLIDE",
     "adroit/hammer": "inril_ray.envs.robotics:HAMMER",
+    **{
+        f"furniture/{name}_{level}": f"inril_ray.envs.furniture.vector_env:{name.upper()}_{level.upper()}"
+        for name in ("one_leg", "lamp", "round_table")
+        for level in ("low", "med", "high")
+    },
+    "furniture/mug_rack": "inril_ray.envs.furniture.vector_env:MUG_RACK",
+    "furniture/peg_in_hole": "inril_ray.envs.furniture.vector_env:PEG_IN_HOLE",
     "mimicgen/coffee": "inril_ray.envs.mimicgen:COFFEE",
     "mimicgen/coffee_d1": "inril_ray.envs.mimicgen:COFFEE_D1",
     "mimicgen/coffee_d2": "inril_ray.envs.mimicgen:COFFEE_D2",

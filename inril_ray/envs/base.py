@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from inril_ray.config import config
 from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError
@@ -20,12 +20,25 @@ PURPOSES = ("train", "eval", "demos")
 
 
 @config
-class EnvConfig:
-    """Options that every task takes."""
+class FurnitureOptions:
+    """Options of the furniture tasks."""
 
-    backend: Literal["fast", "kernel", "stock"] | None = None
+    threads: PositiveInt = 1
+    """That a process steps its environments with on CPU cores; results don't depend on it."""
+    pad_obs: bool = False
+    """Pad observations of tasks with two parts by zeros to the 44 numbers that IN-RIL's table states; they have 37."""
+    perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability, for every part and control step, of a push like that of the reset."""
+
+
+@config
+class EnvConfig:
+    """Options of the environments."""
+
+    backend: Literal["fast", "kernel", "stock", "cpu"] | None = None
     """``fast``: our batched stepper; ``stock``: the simulator's own environment, the reference; ``kernel``: a faster
-    stepper with raw pointers into MuJoCo. None takes the first of those that the task has."""
+    stepper with raw pointers into MuJoCo; ``cpu``: the furniture tasks' own model on CPU cores. None takes the first of
+    those that the task has."""
     semantics: str | None = None
     """Which release's rules the simulator follows, where releases differ silently: ``v15`` or ``v141`` for Robomimic,
     ``v4`` or ``v5`` for Gym. None takes the task's first. Demonstrations recorded under other rules are refused."""
@@ -33,6 +46,7 @@ class EnvConfig:
     """Control steps per episode; None takes the benchmark's."""
     terminate_on_success: bool = False
     """End an episode at the first success. Off in the benchmarks, whose returns count successful steps."""
+    furniture: FurnitureOptions = FurnitureOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,9 +54,11 @@ class ModelRenderer:
                 "apt-get install libegl1 libgl1-mesa-dri, or set MUJOCO_GL=osmesa after installing libosmesa6."
             ) from None
 
-    def render(self, qpos: FloatArray) -> np.ndarray:
-        """Return a picture [height, width, 3] of the model in configuration ``qpos``."""
+    def render(self, qpos: FloatArray, mocap_pos: FloatArray | None = None) -> np.ndarray:
+        """Return a picture [height, width, 3] of the model in configuration ``qpos``, with its mocap bodies [M, 3]."""
         self._data.qpos[:] = qpos
+        if mocap_pos is not None:
+            self._data.mocap_pos[:] = mocap_pos
         self._mujoco.mj_forward(self._model, self._data)
         self._renderer.update_scene(self._data, camera=self._camera, scene_option=self._options)
         return self._renderer.render().copy()

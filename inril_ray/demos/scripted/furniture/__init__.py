@@ -1,0 +1,1 @@
+"""Scripted experts of the furniture tasks, one module each over ``expert.py`` and ``screw.py``."""
