@@ -92,7 +92,12 @@ def parser() -> argparse.ArgumentParser:
     kinds = demos.add_subparsers(required=True, metavar="ACTION")
     make = kinds.add_parser("make", help="record a script, a planner or a partly trained policy, as the task has it")
     make.add_argument("task", help="for example robomimic/lift, fetch/push, adroit/hammer, gym/hopper")
-    make.add_argument("--out", type=Path, required=True, help="file to write; a new directory for fetch and adroit")
+    make.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="file to write; a new directory for fetch, adroit, furniture (NAME.zarr: ResiP's layout, else pickles)",
+    )
     make.add_argument("--num", type=int, default=20, help="episodes to keep (default: 20)")
     make.add_argument("--held-out", type=int, help="of them in robomimic's mask `valid` (default: 2 of ten or more)")
     make.add_argument("--seed", type=int, default=0)
@@ -106,7 +111,11 @@ def parser() -> argparse.ArgumentParser:
     _add_env_set(inspect)
     inspect.set_defaults(command=_demos_inspect)
     convert = kinds.add_parser("convert", help="convert to one Arrow file")
-    convert.add_argument("file", type=Path, help="robomimic or D4RL HDF5, or the directory of a Minari or LeRobot set")
+    convert.add_argument(
+        "file",
+        type=Path,
+        help="HDF5 (robomimic, D4RL), zarr or pickles (furniture), or the directory of a Minari or LeRobot set",
+    )
     convert.add_argument("target", type=Path)
     convert.add_argument("--task", required=True, help="the task that the demonstrations are for")
     convert.add_argument("--filter", metavar="NAME", help="only the episodes that the file lists under NAME")

@@ -15,12 +15,18 @@ from inril_ray.config import build, to_dict
 from inril_ray.demos import DEMONSTRATORS
 from inril_ray.demos.demonstrator import Demonstrator
 from inril_ray.demos.episodes import RecordedEpisode
-from inril_ray.demos.formats import d4rl_hdf5, minari, robomimic_hdf5
+from inril_ray.demos.formats import d4rl_hdf5, furniture_pickle, minari, resip_zarr, robomimic_hdf5
 from inril_ray.envs.base import EnvConfig
 from inril_ray.registry import resolve
 from inril_ray.types import InrilError
 
-FORMATS = {"robomimic": "robomimic HDF5", "fetch": "Minari", "adroit": "Minari", "gym": "D4RL HDF5"}
+FORMATS = {
+    "robomimic": "robomimic HDF5",
+    "fetch": "Minari",
+    "adroit": "Minari",
+    "gym": "D4RL HDF5",
+    "furniture": "ResiP zarr or FurnitureBench pickles",
+}
 """Suite to the format that its demonstrations come in."""
 
 
@@ -46,7 +52,8 @@ def record(
 
     Args:
         task: name in the task table; needs a demonstrator.
-        path: file to write, a directory for Minari; nothing may be there.
+        path: file to write, a directory for Minari and for furniture, whose name ends in ``.zarr`` for ResiP's layout;
+            nothing may be there.
         num_demos: episodes to keep, successful ones only unless failures are part of the demonstrations.
         seed: seed of initial states and demonstrator.
         held_out: how many of them form the ``valid`` mask; robomimic HDF5 only.
@@ -198,6 +205,10 @@ def _write(
         robomimic_hdf5.write(path, kept, source=source, **args)
     elif suite == "gym":
         d4rl_hdf5.write(path, kept, env_name=spec.recorded_as, semantics=spec.semantics, source=source)
+    elif suite == "furniture" and path.suffix == ".zarr":
+        resip_zarr.write(path, kept, task=spec.recorded_as, source=source)
+    elif suite == "furniture":
+        furniture_pickle.write(path, kept, furniture=spec.recorded_as, source=source)
     else:
         minari.write(
             path,

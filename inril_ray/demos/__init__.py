@@ -31,9 +31,10 @@ DEMONSTRATORS: dict[str, str] = {
     "robomimic/square": "inril_ray.demos.scripted.square:SquareDemonstrator",
     "robomimic/transport": "inril_ray.demos.scripted.transport:TransportDemonstrator",
     **{
-        f"furniture/one_leg_{level}": "inril_ray.demos.scripted.furniture:OneLegExpert"
+        f"furniture/{name}_{level}": f"inril_ray.demos.scripted.furniture.{name}:{expert}"
+        for name, expert in (("one_leg", "OneLegExpert"),)
         for level in ("low", "med", "high")
     },
-    "furniture/peg_in_hole": "inril_ray.demos.scripted.furniture:PegInHoleExpert",
+    "furniture/peg_in_hole": "inril_ray.demos.scripted.furniture.peg_in_hole:PegInHoleExpert",
 }
 """Task to its :class:`inril_ray.demos.demonstrator.Demonstrator`."""

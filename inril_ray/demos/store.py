@@ -25,6 +25,8 @@ from inril_ray.types import DemoBatch, FloatArray, InrilError, NormalizerStats
 
 FORMAT_VERSION = 2
 METADATA_KEY = b"inril_demos"
+CONSTANT = 1e-6
+"""A column of observations with a smaller range does not change."""
 IMAGES = "images/"
 """Prefix of the columns that hold images."""
 
@@ -169,11 +171,17 @@ class DemoStore:
         )
 
     def normalizer_stats(self) -> NormalizerStats:
-        """Return the per-dimension range of all observations and actions."""
+        """Return the per-dimension range of all observations and actions.
+
+        A column of the observations that never changes counts as a range of 2 around it: by its own, any rounding would
+        become an enormous number. Source: ResiP.
+        """
         obs, actions = self.arrays.obs, self.arrays.actions
+        low, high = obs.min(axis=0), obs.max(axis=0)
+        constant = (high - low < CONSTANT).astype(obs.dtype)
         return NormalizerStats(
-            obs_low=obs.min(axis=0),
-            obs_high=obs.max(axis=0),
+            obs_low=low - constant,
+            obs_high=high + constant,
             action_low=actions.min(axis=0),
             action_high=actions.max(axis=0),
         )

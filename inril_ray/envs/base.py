@@ -29,16 +29,21 @@ class FurnitureOptions:
     """Pad observations of tasks with two parts by zeros to the 44 numbers that IN-RIL's table states; they have 37."""
     perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability, for every part and control step, of a push like that of the reset."""
+    contacts: PositiveInt = 96
+    """That ``warp`` has memory for, per environment; all share it. A run that needs more stops and says so."""
+    constraints: PositiveInt = 384
+    """Rows of constraints that ``warp`` has memory for, in each environment."""
 
 
 @config
 class EnvConfig:
     """Options of the environments."""
 
-    backend: Literal["fast", "kernel", "stock", "cpu"] | None = None
+    backend: Literal["fast", "kernel", "stock", "cpu", "warp"] | None = None
     """``fast``: our batched stepper; ``stock``: the simulator's own environment, the reference; ``kernel``: a faster
-    stepper with raw pointers into MuJoCo; ``cpu``: the furniture tasks' own model on CPU cores. None takes the first of
-    those that the task has."""
+    stepper with raw pointers into MuJoCo; ``cpu``: the furniture tasks' own model on CPU cores; ``warp``: the same on
+    one GPU, for a thousand environments (without a GPU it runs, very slowly). None takes the first of those that the
+    task has."""
     semantics: str | None = None
     """Which release's rules the simulator follows, where releases differ silently: ``v15`` or ``v141`` for Robomimic,
     ``v4`` or ``v5`` for Gym. None takes the task's first. Demonstrations recorded under other rules are refused."""

@@ -44,6 +44,14 @@ class CpuPhysics:
         """[B, 3] position of the obstacle's front."""
         self._state_kind = int(self._mujoco.mjtState.mjSTATE_INTEGRATION)
 
+    def array(self, value: Any) -> Any:
+        """Return an array as this backend computes with it: floats in double precision."""
+        return value.astype(np.float64) if np.issubdtype(value.dtype, np.floating) else value
+
+    def numpy(self, value: Any) -> Any:
+        """Return one of this backend's arrays as a numpy array."""
+        return value
+
     def begin(self, mask: BoolArray) -> None:
         """Forget everything about the environments of ``mask`` and start them from the arrays."""
         for i in np.flatnonzero(mask):
@@ -76,12 +84,16 @@ class CpuPhysics:
 
     def _work(self, chosen: Any, controls: FloatArray) -> None:
         mujoco, model = self._mujoco, self.model
-        full = int(mujoco.mjtWarning.mjWARN_CONTACTFULL), int(mujoco.mjtWarning.mjWARN_CNSTRFULL)
+        kind = mujoco.mjtWarning
+        full = int(kind.mjWARN_CONTACTFULL), int(kind.mjWARN_CNSTRFULL)
+        bad = int(kind.mjWARN_BADQPOS), int(kind.mjWARN_BADQVEL), int(kind.mjWARN_BADQACC)
         for i in chosen:
             data = self._data[i]
             data.ctrl[:] = controls[i]
             mujoco.mj_step(model, data, nstep=self._substeps)
             self.qpos[i], self.qvel[i] = data.qpos, data.qvel
+            if any(data.warning[w].number for w in bad):
+                self.qpos[i] = np.nan  # MuJoCo has put it back to its model's start by itself
             if any(data.warning[w].number for w in full):
                 raise InrilError(
                     f"MuJoCo ran out of memory for the contacts of environment {i}; its results are wrong."
@@ -101,6 +113,10 @@ class CpuPhysics:
             self._mujoco.mj_setState(self.model, data, row, self._state_kind)
             self.qpos[i], self.qvel[i] = data.qpos, data.qvel
             self.active_equalities[i], self.obstacle[i] = data.eq_active, data.mocap_pos[0]
+
+    def versions(self) -> dict[str, str]:
+        """Return MuJoCo's release, for the records."""
+        return {"mujoco": self._mujoco.__version__}
 
     def close(self) -> None:
         """End the threads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def forward(joints: Any) -> tuple[Any, Any, Any]:
     """
     xp = array_namespace(joints)
     like = {"dtype": joints.dtype, **_device(joints)}
-    offsets, turns = xp.asarray(LINK_POS, **like), xp.asarray(LINK_MATRIX, **like)
+    offsets, turns = constant(LINK_POS, joints), constant(LINK_MATRIX, joints)
     batch = joints.shape[0]
     matrix = xp.broadcast_to(xp.eye(3, **like), (batch, 3, 3))
     pos = xp.zeros((batch, 3), **like)
@@ -63,6 +64,21 @@ def joint_targets(joints: Any, pos: Any, matrix: Any) -> Any:
     square = jacobian @ xp.matrix_transpose(jacobian)
     square = square + REGULARIZATION * xp.eye(6, dtype=joints.dtype, **_device(joints))
     return joints + (xp.matrix_transpose(jacobian) @ xp.linalg.solve(square, error[..., None]))[..., 0]
+
+
+def constant(value: np.ndarray, like: Any) -> Any:
+    """Return an array as one of the kind, precision and device of another."""
+    if isinstance(like, np.ndarray):
+        return value.astype(like.dtype)
+    return _on_device(value.tobytes(), value.shape, like.dtype, like.device)
+
+
+@lru_cache
+def _on_device(doubles: bytes, shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
+    """Copy a constant to a device once: a copy from the host waits for everything that the device has to do."""
+    import torch
+
+    return torch.asarray(np.frombuffer(doubles).reshape(shape), dtype=dtype, device=device, copy=True)
 
 
 def _device(array: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from inril_ray.envs.furniture import kinematics
+from inril_ray.envs.furniture.kinematics import constant
 from inril_ray.envs.furniture.model import Addresses
 from inril_ray.envs.furniture.spec import CATCH_HEIGHT, PITCH, TAG_MATRIX, TAG_POS, Furniture, Screw
 from inril_ray.rotations import matrix_of_6d, matrix_of_quat, multiply_quats, quat_of_matrix, six_of_matrix
@@ -54,8 +55,8 @@ def observe(qpos: Any, qvel: Any, obstacle: Any, where: Addresses) -> Any:
     width = sum(qpos[:, f : f + 1] for f in where.fingers)
     things, quats = part_poses(qpos, where)
     things = xp.concat([things, obstacle[:, None]], axis=1)
-    to_tag = _constant(TAG_MATRIX.T, qpos)
-    things = (things - _constant(TAG_POS, qpos)) @ to_tag.T
+    to_tag = constant(TAG_MATRIX.T, qpos)
+    things = (things - constant(TAG_POS, qpos)) @ to_tag.T
     turn = quat_of_matrix(to_tag)
     quats = multiply_quats(xp.broadcast_to(turn, quats.shape), quats)
     quats = xp.where(quats[..., 3:] < 0, -quats, quats)
@@ -83,10 +84,10 @@ def assembled(pos: Any, quat: Any, furniture: Furniture) -> Any:
     index, found = furniture.parts_by_name, []
     for pair in furniture.pairs:
         at, turned = relative_pose(pos, quat, index[pair.first], index[pair.second])
-        places = _constant(np.array([p.pos for p in pair.poses]), pos)
+        places = constant(np.array([p.pos for p in pair.poses]), pos)
         ok = xp.all(xp.abs(at[:, None] - places) <= POSITION_TOLERANCE, axis=-1)
         if not pair.position_only:
-            wanted = _constant(np.stack([p.matrix for p in pair.poses]), pos)
+            wanted = constant(np.stack([p.matrix for p in pair.poses]), pos)
             ok = ok & xp.all(xp.sum(turned[:, None] * wanted, axis=-2) >= ROTATION_COSINE, axis=-1)
         found.append(xp.any(ok, axis=-1))
     return xp.stack(found, axis=-1)
@@ -137,9 +138,9 @@ def thread_events(pos: Any, quat: Any, turned: Any, hole: Any, furniture: Furnit
     xp = array_namespace(pos)
     index = furniture.parts_by_name
     at, matrix = relative_pose(pos, quat, index[screw.into], index[screw.part])
-    axis = _constant(np.asarray(screw.axis), pos)
-    places = _constant(np.array([p.pos for p in screw.poses]), pos)
-    wanted = _constant(np.stack([p.matrix for p in screw.poses]), pos)
+    axis = constant(np.asarray(screw.axis), pos)
+    places = constant(np.array([p.pos for p in screw.poses]), pos)
+    wanted = constant(np.stack([p.matrix for p in screw.poses]), pos)
     outwards = wanted @ axis  # [holes, 3]
     offset = at[:, None] - places
     height = xp.sum(offset * outwards, axis=-1)
@@ -175,15 +176,6 @@ def thread_events(pos: Any, quat: Any, turned: Any, hole: Any, furniture: Furnit
 def helix_height(turned: float) -> float:
     """Return metres above the final place of a screw that is so far from done, radians."""
     return PITCH * turned / (2 * math.pi)
-
-
-def _constant(value: np.ndarray, like: Any) -> Any:
-    xp = array_namespace(like)
-    return (
-        value.astype(like.dtype)
-        if isinstance(like, np.ndarray)
-        else xp.asarray(value, dtype=like.dtype, device=like.device)
-    )
 
 
 def _arange(count: int, like: Any) -> Any:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome, Task
 from inril_ray.envs.furniture import logic, robot
@@ -30,7 +31,7 @@ class FurnitureTask(Task):
 
     furniture: str
     level: str
-    backends: tuple[str, ...] = ("cpu",)
+    backends: tuple[str, ...] = ("cpu", "warp")
 
     def spec(self, config: EnvConfig) -> EnvSpec:
         """Return dimensions and horizon; loads no simulator."""
@@ -52,9 +53,19 @@ class FurnitureTask(Task):
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
         """Make a batch of environments."""
-        self.chosen_backend(config)
         self.chosen_semantics(config)
         return FurnitureEnv(self, config, num_envs, seed, purpose, first_env)
+
+    def physics(self, config: EnvConfig, num_envs: int) -> Any:
+        """Return the simulation of the chosen backend; loads the simulator."""
+        furniture, options = FURNITURE[self.furniture], config.furniture
+        if self.chosen_backend(config) == "warp":
+            from inril_ray.envs.furniture.warp import WarpPhysics
+
+            return WarpPhysics(furniture, num_envs, contacts=options.contacts, constraints=options.constraints)
+        from inril_ray.envs.furniture.cpu import CpuPhysics
+
+        return CpuPhysics(furniture, num_envs, options.threads)
 
 
 class FurnitureEnv(SimVectorEnv):
@@ -63,6 +74,9 @@ class FurnitureEnv(SimVectorEnv):
     Actions [B, 10]: position of the point between the finger tips and the first two rows of its rotation, base frame,
     absolute; gripper, above 0 closes. Observations: see :func:`inril_ray.envs.furniture.logic.observe`. Reward 1 for a
     control step that assembles a pair for the first time; success when all pairs have been.
+
+    What happens between control steps is computed where the simulation is, in its arrays: numpy for ``cpu``, torch on
+    the device for ``warp``. There, observations, rewards and flags are all that goes to the host.
 
     Args:
         task: with its level.
@@ -77,149 +91,161 @@ class FurnitureEnv(SimVectorEnv):
         self, task: FurnitureTask, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int
     ) -> None:
         super().__init__(task.spec(config), num_envs, seed, purpose, first_env)
-        from inril_ray.envs.furniture.cpu import CpuPhysics  # loads the simulator
-
         self.furniture: Furniture = FURNITURE[task.furniture]
         self.level, self.options = LEVELS[task.level], config.furniture
         self.terminate_on_success = config.terminate_on_success
-        self.physics = CpuPhysics(self.furniture, num_envs, config.furniture.threads)
-        self.where = self.physics.where
-        self.opens = np.ones(num_envs, bool)
+        self.physics = physics = task.physics(config, num_envs)
+        self.where = physics.where
+        self.opens = physics.array(np.ones(num_envs, bool))
         """[B] the gripper opens."""
-        self.assembled = np.zeros((num_envs, len(self.furniture.pairs)), bool)
+        self.assembled = physics.array(np.zeros((num_envs, len(self.furniture.pairs)), bool))
         """[B, pairs] have been assembled in this episode."""
-        self.holes = np.full((num_envs, len(self.furniture.screws)), -1, np.int64)
+        self.holes = physics.array(np.full((num_envs, len(self.furniture.screws)), -1, np.int64))
         """[B, screws] index of the hole that the thread is in, -1 for none."""
-        self.released = np.zeros(num_envs, bool)
+        self.released = physics.array(np.zeros(num_envs, bool))
         """[B] the pinned part is free."""
 
     # -- episodes -----------------------------------------------------------------------------------------------------
     def _begin_episodes(self, mask: BoolArray) -> FloatArray:
         physics, where, furniture = self.physics, self.where, self.furniture
-        for i in np.flatnonzero(mask):
+        chosen = np.flatnonzero(mask)
+        qpos, qvel = np.tile(physics.model.qpos0, (len(chosen), 1)), np.zeros((len(chosen), physics.model.nv))
+        obstacle = np.tile(physics.obstacle_start, (len(chosen), 1))
+        for row, i in enumerate(chosen):
             rng = self.episode_rng(i)
-            qpos, qvel = physics.model.qpos0.copy(), np.zeros(physics.model.nv)
             spread = math.radians(self.level.joints_deg)
-            qpos[list(where.joints)] = robot.RESET_JOINTS + rng.uniform(-spread, spread, 7)
-            qpos[list(where.fingers)] = furniture.gripper_width / 2
-            shift = rng.uniform(-self.level.obstacle_m, self.level.obstacle_m, 2)
-            physics.obstacle[i] = physics.obstacle_start + np.array([*shift, 0.0])
-            for k, part in enumerate(furniture.parts):
-                at = where.parts_qpos[k]
+            qpos[row, list(where.joints)] = robot.RESET_JOINTS + rng.uniform(-spread, spread, 7)
+            qpos[row, list(where.fingers)] = furniture.gripper_width / 2
+            obstacle[row, :2] += rng.uniform(-self.level.obstacle_m, self.level.obstacle_m, 2)
+            for part, at in zip(furniture.parts, where.parts_qpos, strict=True):
                 pos, turn = part.start[0].copy(), part.start[1]
                 pos[:2] += rng.uniform(-furniture.scatter_m, furniture.scatter_m, 2)
                 limit = math.radians(furniture.scatter_deg)
                 turn = euler(0.0, 0.0, rng.uniform(-limit, limit)) @ turn
-                qpos[at : at + 3] = pos
-                qpos[at + 3 : at + 7] = np.roll(quat_of_matrix(turn), 1)
-            physics.qpos[i], physics.qvel[i] = qpos, qvel
-            self._push(i, rng, range(len(furniture.parts)))
-        physics.active_equalities[mask] = physics.model.eq_active0.astype(bool)
-        physics.begin(mask)
-        self.opens[mask], self.released[mask] = True, furniture.pinned is None
-        self.assembled[mask], self.holes[mask] = False, -1
-        return self._observe()
+                qpos[row, at : at + 3] = pos
+                qpos[row, at + 3 : at + 7] = np.roll(quat_of_matrix(turn), 1)
+            self._push(qpos[row], qvel[row], rng, range(len(furniture.parts)))
+        begun = physics.array(mask)
+        physics.qpos[begun], physics.qvel[begun] = physics.array(qpos), physics.array(qvel)
+        physics.obstacle[begun] = physics.array(obstacle)
+        physics.active_equalities[begun] = physics.array(physics.model.eq_active0.astype(bool))
+        physics.begin(begun)
+        self.opens[begun], self.released[begun] = True, furniture.pinned is None
+        self.assembled[begun], self.holes[begun] = False, -1
+        return physics.numpy(self._observe())
 
-    def _push(self, i: int, rng: np.random.Generator, parts: Any) -> None:
-        """Give parts the velocity that a random horizontal force and a torque about the vertical leave them with."""
+    def _push(self, qpos: FloatArray, qvel: FloatArray, rng: np.random.Generator, parts: Any) -> None:
+        """Give parts the velocity that a random horizontal force and a torque about the vertical leave them with.
+
+        Args:
+            qpos: [nq] of one environment.
+            qvel: [nv] is written.
+            rng: of the episode.
+            parts: indices.
+        """
         for k in parts:
             part, at = self.furniture.parts[k], self.where.parts_qvel[k]
             force = rng.uniform(0.0, self.level.force_n) * part.force
             angle = rng.uniform(0.0, 2 * math.pi)
             torque = rng.uniform(-self.level.torque_nm, self.level.torque_nm) * part.torque
-            quat = self.physics.qpos[i, self.where.parts_qpos[k] + 3 :][:4]
+            quat = qpos[self.where.parts_qpos[k] + 3 :][:4]
             matrix = matrix_of_quat(np.roll(quat, -1))
             about_vertical = float(matrix[2] ** 2 @ np.asarray(part.inertia))
             speed = IMPULSE_S * force / part.mass
-            self.physics.qvel[i, at : at + 2] += speed * np.array([math.cos(angle), math.sin(angle)])
+            qvel[at : at + 2] += speed * np.array([math.cos(angle), math.sin(angle)])
             # The angular velocity of a free joint is in the part's own frame.
-            self.physics.qvel[i, at + 3 : at + 6] += matrix[2] * IMPULSE_S * torque / about_vertical
+            qvel[at + 3 : at + 6] += matrix[2] * IMPULSE_S * torque / about_vertical
 
     # -- steps --------------------------------------------------------------------------------------------------------
     def advance(self, actions: FloatArray, active: BoolArray) -> StepOutcome:
         """Execute one control step; see :meth:`SimVectorEnv.advance`."""
         physics = self.physics
-        actions = np.clip(actions.astype(np.float64), -1.0, 1.0)
-        opens = logic.gripper_opens(actions[:, 9], self.opens)
-        self.opens = np.where(active, opens, self.opens)
+        xp = array_namespace(physics.qpos)
+        actions, on = physics.array(np.clip(actions, -1.0, 1.0)), physics.array(active)
+        self.opens = xp.where(on, logic.gripper_opens(actions[:, 9], self.opens), self.opens)
         controls = logic.controls(actions, physics.qpos, self.opens, self.where, robot.FINGER_FORCE)
-        physics.step(controls, active)
+        physics.step(controls, on)
         lost = self._lost()
-        changed = self._turn_screws(active & ~lost) | self._pin(active) | self._perturb(active)
-        if changed.any():
-            physics.write(changed)
+        physics.write(self._turn_screws(on & ~lost) | self._pin(on) | self._perturb(active))
         pos, quat = logic.part_poses(physics.qpos, self.where)
-        now = logic.assembled(pos, quat, self.furniture) & active[:, None]
-        new = (now & ~self.assembled).any(axis=1)
-        self.assembled |= now
-        success = self.assembled.all(axis=1)
-        obs = self._observe()
-        obs[lost] = np.nan  # the guard of the base class ends these episodes
+        now = logic.assembled(pos, quat, self.furniture) & on[:, None]
+        new = xp.any(now & ~self.assembled, axis=1)
+        self.assembled = self.assembled | now
+        success = physics.numpy(xp.all(self.assembled, axis=1))
+        obs = physics.numpy(self._observe())
+        obs[physics.numpy(lost)] = np.nan  # the guard of the base class ends these episodes
         return StepOutcome(
             obs=obs,
-            reward=new.astype(np.float32),
+            reward=physics.numpy(new).astype(np.float32),
             terminated=success & self.terminate_on_success,
             success=success,
-            stage=self.assembled.sum(axis=1),
+            stage=physics.numpy(self.assembled).sum(axis=1),
         )
 
-    def _observe(self) -> FloatArray:
+    def _observe(self) -> Any:
+        """Return observations [B, O], single precision, where the simulation is."""
         physics = self.physics
-        obs = logic.observe(physics.qpos, physics.qvel, physics.obstacle, self.where).astype(np.float32)
-        return np.pad(obs, ((0, 0), (0, self.task_spec.obs_dim - obs.shape[1])))
+        xp = array_namespace(physics.qpos)
+        obs = logic.observe(physics.qpos, physics.qvel, physics.obstacle, self.where)
+        padding = xp.zeros_like(obs[:, : self.task_spec.obs_dim - obs.shape[1]])
+        return xp.astype(xp.concat([obs, padding], axis=1), xp.float32)
 
-    def _lost(self) -> BoolArray:
+    def _lost(self) -> Any:
         """Return where the simulation is broken or a part has left the table's surroundings, [B]."""
-        qpos = self.physics.qpos
-        far = np.abs(np.stack([qpos[:, a : a + 3] for a in self.where.parts_qpos], axis=1)).max(axis=(1, 2)) > REACH
-        return ~np.isfinite(qpos).all(axis=1) | ~np.isfinite(self.physics.qvel).all(axis=1) | far
+        qpos, qvel = self.physics.qpos, self.physics.qvel
+        xp = array_namespace(qpos)
+        far = xp.max(xp.abs(logic.part_poses(qpos, self.where)[0]), axis=(1, 2)) > REACH
+        return ~xp.all(xp.isfinite(qpos), axis=1) | ~xp.all(xp.isfinite(qvel), axis=1) | far
 
-    def _turn_screws(self, active: BoolArray) -> BoolArray:
+    def _turn_screws(self, active: Any) -> Any:
         """Let threads catch, and come out; return where anything changed, [B]."""
-        physics, changed = self.physics, np.zeros(self.num_envs, bool)
+        physics, changed = self.physics, active & False
         for k, (screw, at) in enumerate(zip(self.furniture.screws, self.where.screws, strict=True)):
             pos, quat = logic.part_poses(physics.qpos, self.where)
             turned = -physics.qpos[:, at.hinge_qpos]
             caught, left, lost = logic.thread_events(pos, quat, turned, self.holes[:, k], self.furniture, screw)
-            for i in np.flatnonzero(active & ((caught >= 0) | lost)):
-                hole = int(caught[i])
-                self.holes[i, k] = hole
-                physics.active_equalities[i, [at.lock, *at.welds]] = [
-                    hole < 0,
-                    *(w == hole for w in range(len(at.welds))),
-                ]
-                physics.qpos[i, at.hinge_qpos] = 0.0 if hole < 0 else -left[i]
-                physics.qpos[i, at.slide_qpos] = 0.0 if hole < 0 else -logic.helix_height(left[i])
-                physics.qvel[i, [at.hinge_qvel, at.slide_qvel]] = 0.0
-                changed[i] = True
+            loose, event = caught < 0, active & ((caught >= 0) | lost)
+            _assign(self.holes, k, event, caught)
+            _assign(physics.active_equalities, at.lock, event, loose)
+            for hole, weld in enumerate(at.welds):
+                _assign(physics.active_equalities, weld, event, caught == hole)
+            _assign(physics.qpos, at.hinge_qpos, event, -left)
+            _assign(physics.qpos, at.slide_qpos, event, -logic.helix_height(left))
+            _assign(physics.qpos, [at.hinge_qpos, at.slide_qpos], event & loose, 0.0)
+            _assign(physics.qvel, [at.hinge_qvel, at.slide_qvel], event, 0.0)
+            changed = changed | event
         return changed
 
-    def _pin(self, active: BoolArray) -> BoolArray:
+    def _pin(self, active: Any) -> Any:
         """Hold the pinned part where it was until the hand is near it, in the first half of an episode."""
         if self.furniture.pinned is None:
-            return np.zeros(self.num_envs, bool)
-        k = self.furniture.parts_by_name[self.furniture.pinned]
+            return active & False
+        physics, k = self.physics, self.furniture.parts_by_name[self.furniture.pinned]
+        xp = array_namespace(physics.qpos)
         at, vel = self.where.parts_qpos[k], self.where.parts_qvel[k]
-        joints = self.physics.qpos[:, self.where.joints[0] : self.where.joints[-1] + 1]
-        hand = logic.kinematics.forward(joints)[0]
-        near = (np.abs(self.physics.qpos[:, at : at + 3] - hand) < PIN_DISTANCE).all(axis=1)
-        self.released |= active & (near | (2 * self.elapsed >= self.task_spec.max_episode_steps))
+        hand = logic.kinematics.forward(physics.qpos[:, self.where.joints[0] : self.where.joints[-1] + 1])[0]
+        near = xp.all(xp.abs(physics.qpos[:, at : at + 3] - hand) < PIN_DISTANCE, axis=1)
+        late = physics.array(2 * self.elapsed >= self.task_spec.max_episode_steps)
+        self.released = self.released | (active & (near | late))
         held = active & ~self.released
         pos, turn = self.furniture.parts[k].start
-        self.physics.qpos[held, at : at + 7] = [*pos, *np.roll(quat_of_matrix(turn), 1)]
-        self.physics.qvel[held, vel : vel + 6] = 0.0
+        home = logic.constant(np.array([*pos, *np.roll(quat_of_matrix(turn), 1)]), physics.qpos)
+        _assign(physics.qpos, slice(at, at + 7), held, home)
+        _assign(physics.qvel, slice(vel, vel + 6), held, 0.0)
         return held
 
-    def _perturb(self, active: BoolArray) -> BoolArray:
+    def _perturb(self, active: BoolArray) -> Any:
         """Push parts now and then, where that is asked for."""
-        changed = np.zeros(self.num_envs, bool)
+        physics, changed = self.physics, np.zeros(self.num_envs, bool)
         if self.options.perturbation > 0:
+            qpos, qvel = physics.numpy(physics.qpos), physics.numpy(physics.qvel)
             for i in np.flatnonzero(active):
                 rng = np.random.default_rng([*self._entropy(i), int(self.elapsed[i])])
                 hit = np.flatnonzero(rng.random(len(self.furniture.parts)) < self.options.perturbation)
-                self._push(i, rng, hit)
+                self._push(qpos[i], qvel[i], rng, hit)
                 changed[i] = len(hit) > 0
-        return changed
+            physics.qvel[:] = physics.array(qvel)
+        return physics.array(changed)
 
     def _entropy(self, i: int) -> list[int]:
         """Return what fixes the random numbers of an environment's episode."""
@@ -233,15 +259,16 @@ class FurnitureEnv(SimVectorEnv):
             **super().get_state(),
             "physics": self.physics.get_state(),
             "obs": self.obs.copy(),
-            **{name: value.copy() for name, value in own.items()},
+            **{name: self.physics.numpy(value).copy() for name, value in own.items()},
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`get_state` returned."""
         super().set_state(state)
         self.physics.set_state(state["physics"])
-        for name in ("opens", "assembled", "holes", "released", "obs"):
-            getattr(self, name)[:] = state[name]
+        self.obs[:] = state["obs"]
+        for name in ("opens", "assembled", "holes", "released"):
+            getattr(self, name)[:] = self.physics.array(state[name])
 
     @cached_property
     def _renderers(self) -> dict[tuple[int, int], Any]:
@@ -254,19 +281,27 @@ class FurnitureEnv(SimVectorEnv):
         size = width, height
         if size not in self._renderers:
             self._renderers[size] = ModelRenderer(self.physics.model, width, height, "front")
-        return self._renderers[size].render(self.physics.qpos[index], self.physics.obstacle[index : index + 1])
+        physics = self.physics
+        qpos, obstacle = physics.numpy(physics.qpos[index]), physics.numpy(physics.obstacle[index : index + 1])
+        return self._renderers[size].render(qpos, obstacle)
 
     def versions(self) -> dict[str, str]:
-        """Return MuJoCo's version."""
-        from inril_ray.envs.rendering import import_mujoco
-
-        return {"mujoco": import_mujoco().__version__}
+        """Return the releases of the simulator's packages."""
+        return self.physics.versions()
 
     def close(self, **kwargs: Any) -> None:
-        """End the threads."""
+        """End the simulation."""
         self.physics.close()
         for renderer in self._renderers.values():
             renderer.close()
+
+
+def _assign(array: Any, columns: Any, mask: Any, value: Any) -> None:
+    """Write columns of the rows of ``mask``, without asking the device which those are."""
+    xp = array_namespace(array)
+    before = array[:, columns]
+    rows = mask if before.ndim == 1 else mask[:, None]
+    array[:, columns] = xp.where(rows, value, before)
 
 
 def _task(furniture: str, level: str, suffix: str) -> FurnitureTask:

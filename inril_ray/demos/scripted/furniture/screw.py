@@ -1,4 +1,4 @@
-"""Screwing a part in, whatever it is."""
+"""What the tasks with threads share: pushing, picking up, screwing in."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from inril_ray.demos.scripted.furniture.expert import (
     FurnitureExpert,
     Goal,
     angle,
+    flat,
+    looking_down,
     with_yaw,
     wrapped,
     yaw_of,
@@ -25,11 +27,12 @@ from inril_ray.types import FloatArray
 
 
 class ScrewExpert(FurnitureExpert):
-    """Brings a part over its hole, lets go of it when the thread has caught, and turns it home in strokes.
+    """Pushes part 0 into the obstacle's corner, then stands a lying part into its hole and screws it home.
 
-    Subclasses pick the part up and enter ``over``.
+    It lets go of the part when the thread has caught, and turns it in strokes. Subclasses say where to hold what.
     """
 
+    first = "over_bottom"
     part: int
     """Index of the part in the observation."""
     axis = np.array([0.0, 1.0, 0.0])
@@ -40,11 +43,140 @@ class ScrewExpert(FurnitureExpert):
     """How far above that the hand turns back for the next stroke."""
     sides = 4
     """Faces of the part that the fingers may close on."""
-    pitch, catch = 0.00985, 0.011
+    pitch, catch, highest = 0.00985, 0.011, 0.0165
+    """Of the thread, metres: advance for each turn; heights above its home at which a part first rests on it, and to
+    which it may jump when the thread catches."""
     after = "finished"
     """Phase that follows when the part is home."""
+    retry = "over_part"
+    """Phase in which a part that did not stay in its hole is picked up again."""
+    along = 0.0
+    """Where the lying part is held, along the axis from its origin, metres."""
+    steepness = math.radians(55.0)
+    """Between the vertical and the hand that picks up a lying part, radians."""
+    lift = 0.11
+    stand_at = np.array([0.53, 0.09, 0.15])
+    """Where the part is stood up."""
+    PRESS = 0.006
+    """How far into the obstacle part 0 is pushed, metres."""
 
-    # What a subclass says of its parts.
+    # Part 0.
+    @abstractmethod
+    def bottom_grasp(self) -> tuple[FloatArray, FloatArray]:
+        """Return the point [3] at which part 0 is held, and the horizontal direction [3] in which fingers close."""
+
+    @abstractmethod
+    def cornered(self) -> Goal:
+        """Return the goal of the hand that holds part 0 in the corner of the obstacle."""
+
+    def corner(self, half: float) -> FloatArray:
+        """Return the place [2] of a part's centre when it is pressed into the corner at +y.
+
+        Args:
+            half: distance between the centre and the sides that touch the obstacle, metres.
+        """
+        return self.parts[-1][:2] + np.array([self.PRESS - 0.010 - half, self.PRESS + 0.165 - half])
+
+    def over_bottom(self) -> Goal:
+        """Move above part 0."""
+        point, closing = self.bottom_grasp()
+        goal = point + 0.07 * UP, looking_down(closing)
+        self.grip = OPEN
+        if self.reached(goal, 0.006, 0.08, 40):
+            self.go("down_to_bottom")
+        return goal
+
+    def down_to_bottom(self) -> Goal:
+        """Lower the open hand around it."""
+        point, closing = self.bottom_grasp()
+        goal = self.held = point, looking_down(closing)
+        if self.reached(goal, 0.004, 0.08, 30):
+            self.go("grasp_bottom")
+        return goal
+
+    def grasp_bottom(self) -> Goal:
+        """Close on it."""
+        return self.close_or_open(CLOSE, 5, "push_bottom")
+
+    def push_bottom(self) -> Goal:
+        """Push it against the front of the obstacle, then against its side, lest it is caught on the side's end."""
+        goal = self.cornered()
+        if goal[0][0] - self.pos[0] > 0.015:
+            goal[0][1] -= 0.025
+        if self.reached(goal, 0.002, 0.02, 45):
+            self.held = self.pos.copy(), goal[1]
+            self.go("release_bottom")
+        return goal
+
+    def release_bottom(self) -> Goal:
+        """Open the hand."""
+        return self.close_or_open(OPEN, 5, "leave_bottom")
+
+    def leave_bottom(self) -> Goal:
+        """Rise."""
+        goal = self.held[0] + 0.09 * UP, self.held[1]
+        if self.reached(goal, 0.02, 0.2, 20):
+            self.go("over_part")
+        return goal
+
+    # A lying part.
+    def part_grasp(self) -> Goal:
+        """Return the tilted grasp of the lying part."""
+        along = flat(self.turns[self.part] @ self.axis)
+        across = np.cross(UP, along)
+        look = -math.cos(self.steepness) * UP - math.sin(self.steepness) * along
+        return self.parts[self.part] + self.along * along, np.stack([np.cross(across, look), across, look], axis=1)
+
+    def over_part(self) -> Goal:
+        """Move to the part along the way the hand will look."""
+        point, turn = self.part_grasp()
+        goal = point - 0.07 * turn[:, 2], turn
+        self.grip = OPEN
+        if self.reached(goal, 0.006, 0.08, 60):
+            self.go("down_to_part")
+        return goal
+
+    def down_to_part(self) -> Goal:
+        """Lower the open hand around the part."""
+        point, turn = self.part_grasp()
+        goal = self.held = point + 0.002 * UP, turn
+        if self.reached(goal, 0.004, 0.08, 30):
+            self.go("grasp_part")
+        return goal
+
+    def grasp_part(self) -> Goal:
+        """Close on the part."""
+        goal = self.close_or_open(CLOSE, 5, "lift_part")
+        self.lifted = self.held[0] + self.lift * UP
+        return goal
+
+    def lift_part(self) -> Goal:
+        """Lift it."""
+        goal = self.lifted, self.held[1]
+        if self.reached(goal, 0.02, 0.2, 20):
+            self.go("carry_part" if self.parts[self.part][2] > 0.05 else self.retry)
+        return goal
+
+    def carry_part(self) -> Goal:
+        """Carry it away from the robot: a hand that looks outwards nearby would bring the elbow over the shoulder.
+
+        There the arm turns about itself, and redundancy is resolved step by step, so it would not turn back.
+        """
+        goal = self.stand_at, self.held[1]
+        if self.reached(goal, 0.04, 0.3, 30):
+            self.go("stand_part")
+        return goal
+
+    def stand_part(self) -> Goal:
+        """Turn the hand so that the part stands upright."""
+        tilt = math.pi / 2 - self.steepness
+        look, closing = np.array([math.sin(tilt), 0.0, -math.cos(tilt)]), np.array([0.0, 1.0, 0.0])
+        goal = self.stand_at, np.stack([np.cross(closing, look), closing, look], axis=1)
+        if self.reached(goal, 0.03, 0.12, 50):
+            self.go("over")
+        return goal
+
+    # An upright part and its hole.
     @abstractmethod
     def aim(self) -> Goal:
         """Return position [3] and rotation [3, 3] of the part when it is home, base frame."""
@@ -63,8 +195,8 @@ class ScrewExpert(FurnitureExpert):
         return float((self.turns[self.part] @ self.axis) @ outwards) > 0.97 and float(np.linalg.norm(offset)) < 0.006
 
     def caught(self) -> bool:
-        """Tell whether the part stands in its hole, no higher than where the thread catches."""
-        return self.upright() and self.height() < self.catch + 0.003
+        """Tell whether the part stands in its hole, no higher than a thread that has caught can hold it."""
+        return self.upright() and self.height() < self.highest
 
     def carried(self, pos: FloatArray, turn: FloatArray) -> Goal:
         """Return the hand's goal that brings the held part to a pose."""
@@ -95,7 +227,8 @@ class ScrewExpert(FurnitureExpert):
         """Lower it onto the thread."""
         pos, turn = self.aim()
         target = pos + (self.catch - 0.002) * (turn @ self.axis)
-        if (self.caught() and self.count > 3) or self.count > 25:
+        seated = self.caught() and (self.height() < self.catch + 0.003 or self.count > 10)
+        if (seated and self.count > 3) or self.count > 25:
             self.held = self.pos.copy(), self.turn.copy()
             self.go("let_go")
         return self.carried(target, self.lined_up())
@@ -108,10 +241,11 @@ class ScrewExpert(FurnitureExpert):
         """Leave the way the hand looks."""
         goal = self.held[0] - 0.10 * self.held[1][:, 2], self.held[1]
         if self.reached(goal, 0.02, 0.2, 20):
-            self.go("above" if self.caught() else self.first)
+            self.go("above" if self.caught() else self.retry)
         return goal
 
-    def _grip_point(self) -> FloatArray:
+    def grip_point(self) -> FloatArray:
+        """Return where the hand closes on the upright part."""
         return self.parts[self.part] + self.grip_height * UP
 
     def above(self) -> Goal:
@@ -119,15 +253,15 @@ class ScrewExpert(FurnitureExpert):
         if self.count == 1:
             left = 2 * math.pi * max(self.height(), 0.0) / self.pitch
             start = min(self.stroke / 2, left / 2 + math.radians(20.0))
-            self.start = min(self._grips(), key=lambda yaw: abs(yaw - start))
+            self.start = min(self.grips(), key=lambda yaw: abs(yaw - start))
         yaw = yaw_of(self.turn)
         # Step by step, so that the hand does not take the short way through the joint's limit.
-        goal = self._grip_point() + self.clear_height * UP, with_yaw(yaw + float(np.clip(self.start - yaw, -0.6, 0.6)))
+        goal = self.grip_point() + self.clear_height * UP, with_yaw(yaw + float(np.clip(self.start - yaw, -0.6, 0.6)))
         if (float(np.abs(self.pos - goal[0]).max()) < 0.006 and abs(yaw - self.start) < 0.06) or self.count > 60:
             self.go("down")
         return goal
 
-    def _grips(self) -> list[float]:
+    def grips(self) -> list[float]:
         """Return yaws at which the fingers would close on faces of the upright part."""
         side = self.turns[self.part] @ np.roll(self.axis, 1)
         first = math.atan2(side[1], side[0]) - CENTRE
@@ -135,7 +269,7 @@ class ScrewExpert(FurnitureExpert):
 
     def down(self) -> Goal:
         """Lower the open hand around the part."""
-        goal = self._grip_point(), with_yaw(self.start)
+        goal = self.grip_point(), with_yaw(self.start)
         if not self.upright():
             self.go("recover")
         elif self.reached(goal, 0.004, 0.05, 25):
@@ -171,11 +305,11 @@ class ScrewExpert(FurnitureExpert):
         return goal
 
     def recover(self) -> Goal:
-        """The part has fallen out: get out of its way, and begin again."""
+        """The part has fallen out: get out of its way, and pick it up again."""
         goal = np.array([self.pos[0], self.pos[1], 0.20]), with_yaw(0.0)
         self.grip = OPEN
         if self.reached(goal, 0.03, 0.3, 25):
-            self.go(self.first)
+            self.go(self.retry)
         return goal
 
     def finished(self) -> Goal:

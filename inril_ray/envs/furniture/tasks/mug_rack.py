@@ -34,12 +34,12 @@ def _peg(angle: float, height: float) -> tuple[Shape, Shape]:
 RACK = Part(
     name="rack",
     shapes=(
-        block((-0.06, 0.06), (-0.06, 0.06), (0.0, 0.012), color=PALE),
+        block((-0.07, 0.07), (-0.07, 0.07), (0.0, 0.012), color=PALE),
         block((-POST, POST), (-POST, POST), (0.012, 0.28), color=PALE),
         *(shape for peg in PEGS for shape in _peg(*peg)),
     ),
     mass=0.60,
-    inertia=(4e-3, 4e-3, 1.5e-3),
+    inertia=(4.6e-3, 4.6e-3, 1.5e-3),
     centre=(0.0, 0.0, 0.05),
     start=(np.array([0.40, -0.175, 0.0]), np.eye(3)),
     force=50.0,
@@ -52,15 +52,29 @@ MUG = Part(
         block((-0.0265, 0.0265), (-0.045, -0.039), (-0.0265, 0.0265), color=CLAY),
         *(capsule((*a, 0.0), (*b, 0.0), 0.005, condim=4, color=CLAY) for a, b in pairwise(HANDLE)),
     ),
-    mass=0.080,
-    inertia=(1.2e-4, 1.2e-4, 1.2e-4),
-    centre=(0.003, -0.005, 0.0),
+    mass=0.120,
+    inertia=(1.7e-4, 1.8e-4, 2.0e-4),
+    centre=(0.004, -0.006, 0.0),
     # Upright: its y axis is the vertical.
     start=(np.array([0.40, 0.175, 0.045]), np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])),
     force=20.0,
     torque=30.0,
 )
-HUNG: tuple[Pose, ...] = ()
+REST = Pose(pos=(0.0521, 0.0067, -0.0485), euler=(2.570, -1.117, -2.618))
+"""Of a mug that hangs on peg 0 with its opening at +y, from the peg's foot on the rack's axis: the middle of where mugs
+settled. They slide down the peg to the post and swing until they are still, all within 3 mm and 16 degrees."""
+
+
+def _hung(angle: float, height: float, mirrored: bool) -> Pose:
+    """Return the rest on any peg; mirrored, the opening is on the other side, and the mug's z axis turns around too."""
+    (x, y, z), (a, b, c) = REST.pos, REST.euler
+    if mirrored:
+        y, a, c = -y, math.pi - a, -c
+    turned = math.cos(angle) * x - math.sin(angle) * y, math.sin(angle) * x + math.cos(angle) * y
+    return Pose(pos=(*turned, z + height), euler=(a, b, c + angle))
+
+
+HUNG = tuple(_hung(*peg, mirrored) for peg in PEGS for mirrored in (False, True))
 """Of the mug in the rack's frame."""
 
 MUG_RACK = Furniture(

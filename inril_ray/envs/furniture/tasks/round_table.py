@@ -32,9 +32,9 @@ TOP = Part(
 LEG = Part(
     name="round_table_leg",
     shapes=(
-        *prism(0.0204, (-0.012, 0.0222), 4, condim=4, color=WOOD),
+        *prism(0.0204, (-0.01313, 0.0222), 4, condim=4, color=WOOD),
         *ring((0.0125, 0.0125), 0.0079, (0.0222, 0.05187), 8, color=WOOD),
-        shaft(-0.03938, -0.012, 0.0115, color=WOOD),
+        shaft(-0.03938, -0.01313, 0.0115, color=WOOD),
     ),
     mass=LEG_MASS,
     inertia=(LEG_MASS / 12 * (3 * 0.02**2 + 0.08**2), LEG_MASS / 2 * 0.019**2, LEG_MASS / 12 * (3 * 0.02**2 + 0.08**2)),
@@ -47,9 +47,9 @@ LEG = Part(
 FOOT = Part(
     name="round_table_base",
     shapes=(
-        block((-0.065, 0.065), (-0.015, 0.015), (-0.0028, 0.01125), condim=4, color=STEEL),
-        block((-0.015, 0.015), (-0.065, 0.065), (-0.0028, 0.01125), condim=4, color=STEEL),
-        shaft(-0.02875, -0.0028, 0.0115, axis="z", color=STEEL),
+        block((-0.065, 0.065), (-0.015, 0.015), (-0.00125, 0.01125), condim=4, color=STEEL),
+        block((-0.015, 0.015), (-0.065, 0.065), (-0.00125, 0.01125), condim=4, color=STEEL),
+        shaft(-0.02875, -0.00125, 0.0115, axis="z", color=STEEL),
         # The end of the thread is flat, and the part stands on it.
         block((-0.0075, 0.0075), (-0.0075, 0.0075), (-0.02875, -0.0240), color=STEEL),
     ),
