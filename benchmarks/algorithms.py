@@ -16,8 +16,8 @@ from inril_ray.tracking.jsonl import read_metrics
 
 RUNS = Path("runs/bench-algorithms")
 SEEDS = (0, 1)
-PUSH_DEMOS = RUNS / "push_half"
-"""Sixty scripted episodes of Fetch Push, made to succeed in about half of them."""
+PUSH_DEMOS, HOPPER_DEMOS = RUNS / "push_half", RUNS / "hopper.hdf5"
+"""Sixty scripted episodes of Fetch Push, made to succeed in about half of them; fifty of a partly trained Hopper."""
 
 
 def settings() -> dict[str, dict[str, Any]]:
@@ -55,6 +55,8 @@ def main() -> None:
     """Run every algorithm with every seed and write the scores before and after."""
     if not PUSH_DEMOS.exists():
         record("fetch/push", PUSH_DEMOS, num_demos=60, seed=3, quality={"success_rate": 0.5})
+    if not HOPPER_DEMOS.exists():
+        record("gym/hopper", HOPPER_DEMOS, num_demos=50, seed=3, quality={"target_return": 1000.0})
     figures, rising = {}, 0
     for algorithm, layer in settings().items():
         for seed in SEEDS:

@@ -27,6 +27,8 @@ class FurnitureOptions:
     """That a process steps its environments with on CPU cores; results don't depend on it."""
     pad_obs: bool = False
     """Pad observations of tasks with two parts by zeros to the 44 numbers that IN-RIL's table states; they have 37."""
+    meshes: bool = False
+    """Draw parts with the meshes of furniture-bench 0.1 (MIT), downloaded once; physics never uses them."""
     perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability, for every part and control step, of a push like that of the reset."""
     contacts: PositiveInt = 96

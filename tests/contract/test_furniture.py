@@ -1,4 +1,4 @@
-"""Furniture on its simulator: kinematics, contact, threads, resets, and that nothing depends on the number of threads."""
+"""Furniture on its simulator: kinematics, contact, threads, resets; nothing depends on the number of threads."""
 
 from __future__ import annotations
 
@@ -107,6 +107,7 @@ def test_a_screw_keeps_to_its_helix(name: str, number: int) -> None:
     mujoco.mj_step(model, data, nstep=120)  # both come to rest on the table
     clamped = data.qpos[held : held + 7].copy()
     errors = []
+    turned, pos, quat = math.inf, None, None
     for _ in range(960):
         axis = data.body(screw.part).xmat.reshape(3, 3) @ np.asarray(screw.axis)
         turned = -data.qpos[at.hinge_qpos]
@@ -173,7 +174,7 @@ def test_a_broken_simulation_ends_one_episode_only() -> None:
     env.reset()
     env.physics.qpos[0, env.where.parts_qpos[2]] = np.nan
     env.physics.write(np.array([True, False]))
-    obs, reward, terminated, truncated, info = env.step(still(env))
+    obs, reward, _, truncated, info = env.step(still(env))
     assert info["nan_reset"].tolist() == [True, False]
     assert truncated.tolist() == [True, False]
     assert np.isfinite(obs).all()

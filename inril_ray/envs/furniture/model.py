@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from inril_ray.envs.furniture import robot
 from inril_ray.envs.furniture.geometry import Shape, mujoco_quat
-from inril_ray.envs.furniture.spec import CATCH_HEIGHT, PITCH, Furniture, Screw
+from inril_ray.envs.furniture.spec import CATCH_HEIGHT, PITCH, Furniture, Part, Screw
 from inril_ray.envs.rendering import import_mujoco
 
 PARTS, ROBOT, THREAD = 1, 2, 4
@@ -33,6 +34,8 @@ FINGER_FRICTION, TABLE_FRICTION = 0.575, 0.125
 """PhysX takes the mean of two materials, MuJoCo the greater one: fingers have what they have with parts, the table
 what it has with parts, and priority."""
 NUT_MASS = 0.002
+HIDDEN = 4
+"""A group of shapes that is not drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +66,13 @@ class Addresses:
     screws: tuple[ScrewAddress, ...]
 
 
-def build(furniture: Furniture) -> Any:
-    """Return the ``MjSpec`` of a task."""
+def build(furniture: Furniture, meshes: Path | None = None) -> Any:
+    """Return the ``MjSpec`` of a task.
+
+    Args:
+        furniture: the task.
+        meshes: directory of :mod:`inril_ray.envs.furniture.assets`, to draw parts with; collisions stay the same.
+    """
     mujoco = import_mujoco()
     spec = mujoco.MjSpec()
     spec.modelname = furniture.name
@@ -86,12 +94,23 @@ def build(furniture: Furniture) -> Any:
         for i, shape in enumerate(part.shapes):
             friction = [furniture.part_friction, 0.005, 0.0001]
             _add_shape(body, f"{part.name}_{i}", shape, PARTS, PARTS | ROBOT, friction=friction, **contact)
+        if meshes is not None and part.mesh is not None:
+            _draw_with_mesh(spec, body, part, meshes / part.mesh)
     for screw in furniture.screws:
         _add_screw(spec, furniture, screw, contact)
-    spec.worldbody.add_light(
-        pos=[0.5, 0.3, 2.0], dir=[0, 0, -1], type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, castshadow=True
+    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.35] * 3, [0.45] * 3
+    sky = mujoco.mjtTexture.mjTEXTURE_SKYBOX, mujoco.mjtBuiltin.mjBUILTIN_GRADIENT
+    spec.add_texture(
+        name="sky", type=sky[0], builtin=sky[1], rgb1=[0.80, 0.84, 0.88], rgb2=[0.55, 0.60, 0.66], width=64, height=384
     )
-    spec.worldbody.add_camera(name="front", pos=[1.25, 0.35, 0.65], xyaxes=[-0.42, 0.91, 0, -0.46, -0.21, 0.86])
+    spec.worldbody.add_light(
+        pos=[0.5, 0.3, 2.0],
+        dir=[0, 0, -1],
+        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+        castshadow=True,
+        diffuse=[0.4] * 3,
+    )
+    spec.worldbody.add_camera(name="front", pos=[1.15, 0.32, 0.55], xyaxes=[-0.42, 0.91, 0, -0.46, -0.21, 0.86])
     return spec
 
 
@@ -150,6 +169,18 @@ def _add_shape(body: Any, name: str, shape: Shape, contype: int, conaffinity: in
         mass=0.0,
         **contact,
     )
+
+
+def _draw_with_mesh(spec: Any, body: Any, part: Part, file: Path) -> None:
+    mujoco = import_mujoco()
+    for geom in body.geoms:
+        geom.group = HIDDEN
+    if file.stem not in [mesh.name for mesh in spec.meshes]:
+        spec.add_mesh(name=file.stem, file=str(file))
+    body.add_geom(
+        name=f"{part.name}_mesh", type=mujoco.mjtGeom.mjGEOM_MESH, meshname=file.stem, contype=0, conaffinity=0,
+        mass=0.0, group=2, rgba=list(part.shapes[0].color),
+    )  # fmt: skip
 
 
 def _set_inertia(body: Any, mass: float, centre: Any, inertia: Any, quat: Any = (1.0, 0.0, 0.0, 0.0)) -> None:
@@ -241,7 +272,7 @@ def _add_screw(spec: Any, furniture: Furniture, screw: Screw, contact: dict[str,
         frictionloss=0.01, solref_friction=stiff["solref"], solimp_friction=[0.99, 0.99, 0.001, 0.5, 2.0],
     )  # fmt: skip
     flat = 0.001 + 0.006 * (1.0 - np.abs(axis))  # half edges of a pad across the axis
-    thread = {"friction": [furniture.part_friction, 0.005, 0.0001], **contact}
+    thread = {"friction": [furniture.part_friction, 0.005, 0.0001], "group": HIDDEN, **contact}
     pad = Shape(kind="box", size=tuple(flat), pos=tuple(-(screw.tip - 0.001) * axis))
     _add_shape(nut, f"{screw.part}_pad", pad, THREAD, THREAD, **thread)
     _add_joint_equality(spec, f"{screw.part}_lock", hinge, None, 0.0, contact["solref"])

@@ -60,6 +60,7 @@ PEG_IN_HOLE = Furniture(
     max_episode_steps=400,
     gripper_width=0.07,
     part_friction=0.25,
+    physics_hz=300.0,  # parts of a few grams: at 240 some simulations blow up under random actions
     impedance=(0.95, 0.99, 0.0005, 0.5, 2.0),
     scatter_m=0.01,
     scatter_deg=45.0,
