@@ -35,6 +35,7 @@ DEMONSTRATORS: dict[str, str] = {
         for name, expert in (("one_leg", "OneLegExpert"),)
         for level in ("low", "med", "high")
     },
+    "furniture/mug_rack": "inril_ray.demos.scripted.furniture.mug_rack:MugRackExpert",
     "furniture/peg_in_hole": "inril_ray.demos.scripted.furniture.peg_in_hole:PegInHoleExpert",
 }
 """Task to its :class:`inril_ray.demos.demonstrator.Demonstrator`."""

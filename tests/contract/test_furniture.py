@@ -117,7 +117,7 @@ def test_a_screw_keeps_to_its_helix(name: str, number: int) -> None:
         mujoco.mj_step(model, data)
         physics.qpos[0] = data.qpos
         pos, quat = logic.part_poses(physics.qpos, physics.where)
-        place, turn = logic.relative_pose(pos, quat, index[screw.into], index[screw.part])
+        place, _ = logic.relative_pose(pos, quat, index[screw.into], index[screw.part])
         pose = screw.poses[0]
         height = (place[0] - pose.pos) @ (pose.matrix @ np.asarray(screw.axis))
         errors.append(height - PITCH * turned / (2 * math.pi))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -132,8 +132,6 @@ class Furniture:
     """Greatest turn of each part about the vertical."""
     pinned: str | None = None
     """A part that would roll away: held in place until the hand is near, in the first half of an episode."""
-    fixed: tuple[str, ...] = field(default=())
-    """Parts that are fastened to the table."""
 
     @property
     def parts_by_name(self) -> dict[str, int]:
