@@ -32,7 +32,7 @@ DEMONSTRATORS: dict[str, str] = {
     "robomimic/transport": "inril_ray.demos.scripted.transport:TransportDemonstrator",
     **{
         f"furniture/{name}_{level}": f"inril_ray.demos.scripted.furniture.{name}:{expert}"
-        for name, expert in (("one_leg", "OneLegExpert"),)
+        for name, expert in (("one_leg", "OneLegExpert"), ("lamp", "LampExpert"), ("round_table", "RoundTableExpert"))
         for level in ("low", "med", "high")
     },
     "furniture/mug_rack": "inril_ray.demos.scripted.furniture.mug_rack:MugRackExpert",

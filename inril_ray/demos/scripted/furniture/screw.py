@@ -52,8 +52,12 @@ class ScrewExpert(FurnitureExpert):
     """Phase in which a part that did not stay in its hole is picked up again."""
     along = 0.0
     """Where the lying part is held, along the axis from its origin, metres."""
+    above_middle = 0.002
+    """How far above its axis the lying part is held, metres."""
     steepness = math.radians(55.0)
     """Between the vertical and the hand that picks up a lying part, radians."""
+    side = 1.0
+    """1 or -1: which of the two ways of closing on it is nearer to the middle of the hand's range."""
     lift = 0.11
     stand_at = np.array([0.53, 0.09, 0.15])
     """Where the part is stood up."""
@@ -123,12 +127,19 @@ class ScrewExpert(FurnitureExpert):
     def part_grasp(self) -> Goal:
         """Return the tilted grasp of the lying part."""
         along = flat(self.turns[self.part] @ self.axis)
-        across = np.cross(UP, along)
+        across = self.side * np.cross(UP, along)
         look = -math.cos(self.steepness) * UP - math.sin(self.steepness) * along
-        return self.parts[self.part] + self.along * along, np.stack([np.cross(across, look), across, look], axis=1)
+        point = self.parts[self.part] + self.along * along + self.above_middle * UP
+        return point, np.stack([np.cross(across, look), across, look], axis=1)
+
+    def _twist(self, side: float) -> float:
+        self.side = side
+        return angle(self.part_grasp()[1], with_yaw(0.0))
 
     def over_part(self) -> Goal:
         """Move to the part along the way the hand will look."""
+        if self.count == 1:
+            self.side = min((1.0, -1.0), key=self._twist)
         point, turn = self.part_grasp()
         goal = point - 0.07 * turn[:, 2], turn
         self.grip = OPEN
@@ -138,8 +149,7 @@ class ScrewExpert(FurnitureExpert):
 
     def down_to_part(self) -> Goal:
         """Lower the open hand around the part."""
-        point, turn = self.part_grasp()
-        goal = self.held = point + 0.002 * UP, turn
+        goal = self.held = self.part_grasp()
         if self.reached(goal, 0.004, 0.08, 30):
             self.go("grasp_part")
         return goal
@@ -170,7 +180,7 @@ class ScrewExpert(FurnitureExpert):
     def stand_part(self) -> Goal:
         """Turn the hand so that the part stands upright."""
         tilt = math.pi / 2 - self.steepness
-        look, closing = np.array([math.sin(tilt), 0.0, -math.cos(tilt)]), np.array([0.0, 1.0, 0.0])
+        look, closing = np.array([math.sin(tilt), 0.0, -math.cos(tilt)]), np.array([0.0, self.side, 0.0])
         goal = self.stand_at, np.stack([np.cross(closing, look), closing, look], axis=1)
         if self.reached(goal, 0.03, 0.12, 50):
             self.go("over")
@@ -212,6 +222,14 @@ class ScrewExpert(FurnitureExpert):
         turn = np.eye(3) if sine < 1e-9 else matrix_of_vector(cross / sine * math.atan2(sine, cosine))
         return turn @ self.turns[self.part]
 
+    def tilt(self) -> float:
+        """Return the angle between the part and the hole, radians."""
+        return math.acos(min(1.0, float((self.turns[self.part] @ self.axis) @ (self.aim()[1] @ self.axis))))
+
+    def dropped(self) -> bool:
+        """Tell whether the part is no longer in the hand."""
+        return float(np.linalg.norm(self.parts[self.part] - self.pos)) > 0.08
+
     def over(self) -> Goal:
         """Hold the part above its hole."""
         pos, turn = self.aim()
@@ -219,8 +237,11 @@ class ScrewExpert(FurnitureExpert):
         straight = self.lined_up()
         goal = self.carried(target, straight)
         off = np.abs(target - self.parts[self.part])
-        if (off.max() < 0.002 and angle(straight, self.turns[self.part]) < 0.03) or self.count > 45:
+        still = off.max() < 0.002 and angle(straight, self.turns[self.part]) < 0.03 and self.tilt() < 0.1
+        if still or self.count > 45:
             self.go("lower")
+        if self.dropped():
+            self.go("recover")
         return goal
 
     def lower(self) -> Goal:
@@ -238,8 +259,8 @@ class ScrewExpert(FurnitureExpert):
         return self.close_or_open(OPEN, 5, "back_off")
 
     def back_off(self) -> Goal:
-        """Leave the way the hand looks."""
-        goal = self.held[0] - 0.10 * self.held[1][:, 2], self.held[1]
+        """Leave, first of all upwards: nearer to the robot, a hand that looks outwards is at the limit of the wrist."""
+        goal = self.held[0] - 0.03 * self.held[1][:, 2] + 0.07 * UP, self.held[1]
         if self.reached(goal, 0.02, 0.2, 20):
             self.go("above" if self.caught() else self.retry)
         return goal
@@ -257,9 +278,19 @@ class ScrewExpert(FurnitureExpert):
         yaw = yaw_of(self.turn)
         # Step by step, so that the hand does not take the short way through the joint's limit.
         goal = self.grip_point() + self.clear_height * UP, with_yaw(yaw + float(np.clip(self.start - yaw, -0.6, 0.6)))
-        if (float(np.abs(self.pos - goal[0]).max()) < 0.006 and abs(yaw - self.start) < 0.06) or self.count > 60:
+        if float(np.abs(self.pos - goal[0]).max()) < 0.006 and abs(yaw - self.start) < 0.06:
             self.go("down")
+        elif self.count > 50:
+            self.go("unwind")
         return goal
+
+    def unwind(self) -> Goal:
+        """Turn back the other way round: with an elbow far out, the last joint is at its limit elsewhere."""
+        yaw = yaw_of(self.turn)
+        if (self.count > 5 and abs(wrapped(yaw - self.start)) < 0.06) or self.count > 40:
+            self.go("down")
+        back = float(np.clip(wrapped(self.start - yaw) % (2 * math.pi), 0.0, 0.6))
+        return self.grip_point() + self.clear_height * UP, with_yaw(yaw + back)
 
     def grips(self) -> list[float]:
         """Return yaws at which the fingers would close on faces of the upright part."""
