@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo demos test test-fast check format format-check lint types arch golden lock bench bench-sims \
-	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms clean
+	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -88,6 +88,12 @@ bench-algorithms: $(READY)  ## every algorithm learns Lift from its cloned polic
 
 bench-learning: $(READY)  ## the long run: three seeds of Lift, about 80 minutes on two cores
 	$(BIN)/python -m benchmarks.learning
+
+bench-furniture: $(READY)  ## the furniture tasks on CPU cores, 5 minutes
+	$(BIN)/python -m benchmarks.furniture
+
+bench-gpu: $(READY)  ## the furniture tasks on one GPU; needs CUDA
+	$(BIN)/python -m benchmarks.furniture_gpu
 
 clean:  ## remove what was built; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -31,9 +31,9 @@ class FurnitureOptions:
     """Draw parts with the meshes of furniture-bench 0.1 (MIT), downloaded once; physics never uses them."""
     perturbation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability, for every part and control step, of a push like that of the reset."""
-    contacts: PositiveInt = 96
+    contacts: PositiveInt | None = None
     """That ``warp`` has memory for, per environment; all share it. A run that needs more stops and says so."""
-    constraints: PositiveInt = 384
+    constraints: PositiveInt | None = None
     """Rows of constraints that ``warp`` has memory for, in each environment."""
 
 

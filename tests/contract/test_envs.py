@@ -20,6 +20,7 @@ from tests.fakes import FAKE_TASK_NAME, register_fake_task
 
 ELSEWHERE = {
     "mimicgen": "needs an installation of the user's; test_mimicgen.py runs these tasks on a stand-in",
+    "furniture": "on the default backend only: test_furniture_warp.py has the other",
     "robomimic/can": "on the default backend only: its other backends are the code of Lift's",
     "robomimic/square": "on the default backend only: its other backends are the code of Lift's",
 }
@@ -28,7 +29,11 @@ CASES = [
     (task, backend)
     for task in envs.TASKS
     if not task.startswith("mimicgen/") and not task.endswith(("_med", "_high"))  # numbers of the same code
-    for backend in (envs.entry(task).backends[:1] if task in ELSEWHERE else envs.entry(task).backends)
+    for backend in (
+        envs.entry(task).backends[:1]
+        if task in ELSEWHERE or task.startswith("furniture/")
+        else envs.entry(task).backends
+    )
 ]
 CASES += [(FAKE_TASK_NAME, "fast")]
 LIMIT = 4

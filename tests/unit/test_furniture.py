@@ -166,7 +166,7 @@ def test_observations_follow_the_layout() -> None:
     for k, at in enumerate(where.parts_qpos):
         qpos[:, at : at + 3], qpos[:, at + 3 : at + 7] = places[:, k], np.roll(quats[:, k], 1, axis=1)
     qvel, obstacle = rng.normal(size=(2, 39)), rng.normal(size=(2, 3))
-    obs = logic.observe(qpos, qvel, obstacle, where)
+    obs = logic.observe(qpos, qvel, obstacle, where, TOP)
     pos, matrix, jacobian = kinematics.forward(qpos[:, :7])
     np.testing.assert_allclose(obs[:, :3], pos)
     np.testing.assert_allclose(obs[:, 3:9], np.concatenate([matrix[:, 0], matrix[:, 1]], axis=1))
@@ -178,7 +178,12 @@ def test_observations_follow_the_layout() -> None:
     expected = TAG_MATRIX.T @ parts.as_matrix().reshape(2, 5, 3, 3)
     np.testing.assert_allclose(matrix_of_quat(seen[:, :5, 3:]), expected, atol=1e-12)
     np.testing.assert_allclose(np.abs(seen[:, 5, 3:]), [[math.sqrt(0.5), math.sqrt(0.5), 0, 0]] * 2, atol=1e-12)
-    same = logic.observe(*(torch.from_numpy(x) for x in (qpos, qvel, obstacle)), where)
+    starts = np.stack([Rotation.from_matrix(TAG_MATRIX.T @ part.start[1]).as_quat() for part in TOP.parts])
+    # The two quaternions of an orientation are told apart by the start, where w may be 0.
+    assert (
+        np.sum(seen[:, :5, 3:] * starts * np.sign(np.sum(starts * TOP.start_quats, axis=1))[:, None], axis=-1) >= 0
+    ).all()
+    same = logic.observe(*(torch.from_numpy(x) for x in (qpos, qvel, obstacle)), where, TOP)
     np.testing.assert_allclose(obs, same.numpy(), atol=1e-12)
 
 

@@ -36,7 +36,7 @@ def part_poses(qpos: Any, where: Addresses) -> tuple[Any, Any]:
     return pos, quat
 
 
-def observe(qpos: Any, qvel: Any, obstacle: Any, where: Addresses) -> Any:
+def observe(qpos: Any, qvel: Any, obstacle: Any, where: Addresses, furniture: Furniture) -> Any:
     """Return observations [B, 16 + 7 P + 7].
 
     End effector in the base frame: position, first two rows of its rotation, linear and angular velocity; opening of
@@ -47,6 +47,7 @@ def observe(qpos: Any, qvel: Any, obstacle: Any, where: Addresses) -> Any:
         qvel: [B, nv].
         obstacle: [B, 3] position of the obstacle's front, base frame.
         where: addresses.
+        furniture: the task.
     """
     xp = array_namespace(qpos)
     joints, dofs = list(where.joints), list(where.joint_dofs)
@@ -59,7 +60,10 @@ def observe(qpos: Any, qvel: Any, obstacle: Any, where: Addresses) -> Any:
     things = (things - constant(TAG_POS, qpos)) @ to_tag.T
     turn = quat_of_matrix(to_tag)
     quats = multiply_quats(xp.broadcast_to(turn, quats.shape), quats)
-    quats = xp.where(quats[..., 3:] < 0, -quats, quats)
+    # Of the two quaternions of an orientation, the one nearer to that of the start. Parts that lie or stand there have
+    # w near 0, where a rule on its sign would turn all four numbers around at random.
+    near = xp.sum(quats * constant(furniture.start_quats, qpos), axis=-1, keepdims=True)
+    quats = xp.where(near < 0, -quats, quats)
     quats = xp.concat([quats, xp.broadcast_to(turn, (*quats.shape[:1], 1, 4))], axis=1)
     poses = xp.reshape(xp.concat([things, quats], axis=-1), (qpos.shape[0], -1))
     return xp.concat([pos, six_of_matrix(matrix), twist, width, poses], axis=-1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from inril_ray.envs.furniture.geometry import Shape, Vector, euler
+from inril_ray.rotations import quat_of_matrix
 from inril_ray.types import FloatArray
 
 CONTROL_HZ = 10.0
@@ -138,6 +140,11 @@ class Furniture:
     """Greatest turn of each part about the vertical."""
     pinned: str | None = None
     """A part that would roll away: held in place until the hand is near, in the first half of an episode."""
+
+    @cached_property
+    def start_quats(self) -> FloatArray:
+        """Orientations (x, y, z, w) [P, 4] of the parts at the beginning of an episode, tag frame."""
+        return np.stack([quat_of_matrix(TAG_MATRIX.T @ part.start[1]) for part in self.parts])
 
     @property
     def parts_by_name(self) -> dict[str, int]:

@@ -151,10 +151,12 @@ class FurnitureEnv(SimVectorEnv):
             quat = qpos[self.where.parts_qpos[k] + 3 :][:4]
             matrix = matrix_of_quat(np.roll(quat, -1))
             about_vertical = float(matrix[2] ** 2 @ np.asarray(part.inertia))
-            speed = IMPULSE_S * force / part.mass
+            speed = min(IMPULSE_S * force / part.mass, self.level.speed_m_s)
             qvel[at : at + 2] += speed * np.array([math.cos(angle), math.sin(angle)])
+            limit = self.level.spin_rad_s
+            spin = float(np.clip(IMPULSE_S * torque / about_vertical, -limit, limit))
             # The angular velocity of a free joint is in the part's own frame.
-            qvel[at + 3 : at + 6] += matrix[2] * IMPULSE_S * torque / about_vertical
+            qvel[at + 3 : at + 6] += matrix[2] * spin
 
     # -- steps --------------------------------------------------------------------------------------------------------
     def advance(self, actions: FloatArray, active: BoolArray) -> StepOutcome:
@@ -186,7 +188,7 @@ class FurnitureEnv(SimVectorEnv):
         """Return observations [B, O], single precision, where the simulation is."""
         physics = self.physics
         xp = array_namespace(physics.qpos)
-        obs = logic.observe(physics.qpos, physics.qvel, physics.obstacle, self.where)
+        obs = logic.observe(physics.qpos, physics.qvel, physics.obstacle, self.where, self.furniture)
         padding = xp.zeros_like(obs[:, : self.task_spec.obs_dim - obs.shape[1]])
         return xp.astype(xp.concat([obs, padding], axis=1), xp.float32)
 
@@ -276,11 +278,14 @@ class FurnitureEnv(SimVectorEnv):
 
     def render_env(self, index: int, width: int = 320, height: int = 240) -> Any:
         """Return a picture [height, width, 3] of one environment."""
+        from inril_ray.envs.furniture.assets import meshes
+        from inril_ray.envs.furniture.model import build
         from inril_ray.envs.rendering import ModelRenderer
 
         size = width, height
         if size not in self._renderers:
-            self._renderers[size] = ModelRenderer(self.physics.model, width, height, "front")
+            model = build(self.furniture, meshes()).compile() if self.options.meshes else self.physics.model
+            self._renderers[size] = ModelRenderer(model, width, height, "front")
         physics = self.physics
         qpos, obstacle = physics.numpy(physics.qpos[index]), physics.numpy(physics.obstacle[index : index + 1])
         return self._renderers[size].render(qpos, obstacle)

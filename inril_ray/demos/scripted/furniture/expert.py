@@ -16,6 +16,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from inril_ray.config import config
 from inril_ray.demos.demonstrator import Demonstrator
+from inril_ray.envs.furniture.spec import TAG_MATRIX, TAG_POS
 from inril_ray.rotations import matrix_of_6d, matrix_of_quat, matrix_of_vector, rotation_vector, six_of_matrix
 from inril_ray.types import FloatArray
 
@@ -24,9 +25,6 @@ MAX_SHIFT, MAX_TURN = 0.025, 0.35
 OPEN, CLOSE = -1.0, 1.0
 CENTRE = math.radians(53.0)
 """Yaw of a hand that looks down while the last joint is in the middle of its range."""
-TAG_POS = np.array([0.3015, 0.0, 0.0])
-TAG_MATRIX = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
-"""Frame in which parts are observed: turned by 180 degrees about x, then by 90 about z."""
 
 
 @config

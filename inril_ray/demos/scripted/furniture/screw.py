@@ -22,6 +22,7 @@ from inril_ray.demos.scripted.furniture.expert import (
     wrapped,
     yaw_of,
 )
+from inril_ray.envs.furniture.spec import CATCH_HEIGHT, PITCH
 from inril_ray.rotations import matrix_of_vector
 from inril_ray.types import FloatArray
 
@@ -43,7 +44,7 @@ class ScrewExpert(FurnitureExpert):
     """How far above that the hand turns back for the next stroke."""
     sides = 4
     """Faces of the part that the fingers may close on."""
-    pitch, catch, highest = 0.00985, 0.011, 0.0165
+    pitch, catch, highest = PITCH, CATCH_HEIGHT, 0.0165
     """Of the thread, metres: advance for each turn; heights above its home at which a part first rests on it, and to
     which it may jump when the thread catches."""
     after = "finished"
