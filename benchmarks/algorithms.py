@@ -16,8 +16,8 @@ from inril_ray.tracking.jsonl import read_metrics
 
 RUNS = Path("runs/bench-algorithms")
 SEEDS = (0, 1)
-PUSH_DEMOS, HOPPER_DEMOS = RUNS / "push_half", RUNS / "hopper.hdf5"
-"""Sixty scripted episodes of Fetch Push, made to succeed in about half of them; fifty of a partly trained Hopper."""
+PUSH_DEMOS, CHEETAH_DEMOS = RUNS / "push_half", RUNS / "cheetah.hdf5"
+"""Sixty scripted episodes of Fetch Push, made to succeed in about half of them; twenty of a partly trained policy."""
 
 
 def settings() -> dict[str, dict[str, Any]]:
@@ -55,8 +55,8 @@ def main() -> None:
     """Run every algorithm with every seed and write the scores before and after."""
     if not PUSH_DEMOS.exists():
         record("fetch/push", PUSH_DEMOS, num_demos=60, seed=3, quality={"success_rate": 0.5})
-    if not HOPPER_DEMOS.exists():
-        record("gym/hopper", HOPPER_DEMOS, num_demos=50, seed=3, quality={"target_return": 1000.0})
+    if not CHEETAH_DEMOS.exists():
+        record("gym/halfcheetah", CHEETAH_DEMOS, num_demos=20, seed=3, quality={"target_return": 1200.0})
     figures, rising = {}, 0
     for algorithm, layer in settings().items():
         for seed in SEEDS:

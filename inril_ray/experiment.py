@@ -161,6 +161,8 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
 
 def _check_combination(config: ExperimentConfig) -> None:
     """Refuse parts that do not go together, with the reason."""
+    envs.entry(config.task).chosen_backend(config.env)
+    envs.entry(config.task).chosen_semantics(config.env)
     algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")
     policy = resolve(POLICIES, config.policy, "policy")
     if config.policy not in algorithm.policies:
@@ -309,7 +311,8 @@ def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
     """Make the learner with freshly initialised networks."""
     device = learner_device(config)
     spec = task_spec(config)
-    store = DemoStore(demos, config.actor.prediction_horizon)
+    pads = resolve(POLICIES, config.policy, "policy").pads_demos
+    store = DemoStore(demos, config.actor.prediction_horizon, pad_ends=pads)
     torch.manual_seed(config.seed)
     policy = build_policy(config, spec, store.normalizer_stats()).to(device)
     context = AlgorithmContext(

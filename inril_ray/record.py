@@ -80,6 +80,8 @@ def record(
     for name, value, least in (("seed", seed, 0), ("max_steps", 1 if max_steps is None else max_steps, 1)):
         if value < least:
             raise InrilError(f"{name} = {value}: must be at least {least}.")
+    if suite == "furniture" and path.suffix == ".zarr":
+        resip_zarr.zarr_package()
     path.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may take minutes
     num_envs = min(num_envs, num_demos)
     style = build(demonstrator.Config, quality or {}, "quality")

@@ -301,7 +301,8 @@ def tiny_learner(
     actor = {**ACTOR_OF.get(algorithm, {}), **(actor or {})}
     cls = resolve(POLICIES, kind, "policy").Config
     arrays = demos or fake_demos()
-    store = DemoStore(arrays, build(cls, {**TINY_POLICY[kind], **actor}).prediction_horizon)
+    pads = resolve(POLICIES, kind, "policy").pads_demos
+    store = DemoStore(arrays, build(cls, {**TINY_POLICY[kind], **actor}).prediction_horizon, pad_ends=pads)
     policy = tiny_policy(kind, seed=network_seed, stats=store.normalizer_stats(), **actor)
     rl_algorithm = tiny_algorithm(
         algorithm, num_envs=num_envs, seed=network_seed + 1, policy=policy, demos=arrays, **(rl or {})

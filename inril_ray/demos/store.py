@@ -108,15 +108,17 @@ class DemoStore:
 
     Args:
         arrays: the demonstrations.
-        prediction_horizon: actions in a window. Windows start at 0 … L-H of each episode; none crosses an episode
-            and ends are not padded.
+        prediction_horizon: actions in a window; none crosses an episode.
+        pad_ends: windows start at every step, and repeat the last action beyond the end of the episode, as ResiP's do;
+            else they start at 0 … L-H, as DPPO's do.
 
     Raises:
         InrilError: no training episode is as long as a window.
     """
 
-    def __init__(self, arrays: DemoArrays, prediction_horizon: int) -> None:
+    def __init__(self, arrays: DemoArrays, prediction_horizon: int, *, pad_ends: bool = False) -> None:
         self.arrays, self.info, self.prediction_horizon = arrays, arrays.info, prediction_horizon
+        self._pad_ends = pad_ends
         self._train = self._window_starts(~arrays.held_out)
         self._probe = self._window_starts(arrays.held_out)
         if len(self._train) == 0:
@@ -127,9 +129,8 @@ class DemoStore:
 
     def _window_starts(self, episodes: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         starts, ends = self.arrays.episode_starts[:-1], self.arrays.episode_starts[1:]
-        ranges = [
-            np.arange(s, e - self.prediction_horizon + 1) for s, e in zip(starts[episodes], ends[episodes], strict=True)
-        ]
+        beyond = 0 if self._pad_ends else self.prediction_horizon - 1
+        ranges = [np.arange(s, e - beyond) for s, e in zip(starts[episodes], ends[episodes], strict=True)]
         return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
 
     @property
@@ -164,6 +165,9 @@ class DemoStore:
     def _batch(self, starts: npt.NDArray[np.int64]) -> DemoBatch:
         # np.take beats fancy indexing on large shared arrays by a factor of up to two.
         steps = starts[:, None] + np.arange(self.prediction_horizon)
+        if self._pad_ends:
+            ends = self.arrays.episode_starts
+            steps = np.minimum(steps, ends[np.searchsorted(ends, starts, side="right"), None] - 1)
         return DemoBatch(
             obs=np.take(self.arrays.obs, starts, axis=0),
             actions=np.take(self.arrays.actions, steps, axis=0),

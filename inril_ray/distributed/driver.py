@@ -26,7 +26,7 @@ from inril_ray.threads import available_cpus
 from inril_ray.types import EpisodeStats, InrilError
 
 START_TIMEOUT_S = 300.0
-LEARNER_TIMEOUT_S = 3600.0
+LEARNER_TIMEOUT_S, PRETRAIN_TIMEOUT_S = 3600.0, 7 * 24 * 3600.0
 STORE_SHARE = 0.5
 """Share of the object store that fragments may fill."""
 
@@ -213,7 +213,7 @@ class RayBackend:
     # -- the rest of the contract -------------------------------------------------------------------------------------
     def pretrain(self) -> dict[str, float]:
         """Clone the demonstrations."""
-        result = self._get(self.learner.pretrain.remote(), LEARNER_TIMEOUT_S, "learner")
+        result = self._get(self.learner.pretrain.remote(), PRETRAIN_TIMEOUT_S, "learner")
         self._publish(everything=True)
         return result
 

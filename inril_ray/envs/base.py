@@ -105,7 +105,7 @@ class StepOutcome:
     reward: FloatArray
     """[B]"""
     terminated: BoolArray
-    """[B] ended by the task, time limits apart."""
+    """[B] ended by the task, time limits apart, whether it was solved or can't be any more."""
     success: BoolArray
     """[B] the success state holds now."""
     stage: npt.NDArray[np.int64]

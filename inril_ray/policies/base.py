@@ -31,8 +31,12 @@ class Action:
 class Normalizer(nn.Module):
     """Maps observations and actions to [-1, 1] by the range of the demonstrations.
 
-    Source: DPPO's 2 (x - min) / (max - min + 1e-6) - 1. Nothing is clipped. The ranges are saved with the policy, and
-    loading weights brings the ranges that they were trained with.
+    Source: DPPO's 2 (x - min) / (max - min + 1e-6) - 1. The ranges are saved with the policy, and loading weights
+    brings the ranges that they were trained with.
+
+    Args:
+        stats: range of the demonstrations.
+        limit: normalised observations are clipped to it; None clips nothing.
     """
 
     obs_low: Tensor
@@ -40,14 +44,16 @@ class Normalizer(nn.Module):
     action_low: Tensor
     action_high: Tensor
 
-    def __init__(self, stats: NormalizerStats) -> None:
+    def __init__(self, stats: NormalizerStats, limit: float | None = None) -> None:
         super().__init__()
+        self._limit = limit
         for name in ("obs_low", "obs_high", "action_low", "action_high"):
             self.register_buffer(name, torch.as_tensor(getattr(stats, name), dtype=torch.float32).clone())
 
     def obs(self, obs: Tensor) -> Tensor:
         """Normalise observations [..., O]."""
-        return 2.0 * (obs - self.obs_low) / (self.obs_high - self.obs_low + RANGE_EPS) - 1.0
+        scaled = 2.0 * (obs - self.obs_low) / (self.obs_high - self.obs_low + RANGE_EPS) - 1.0
+        return scaled if self._limit is None else scaled.clamp(-self._limit, self._limit)
 
     def action(self, action: Tensor) -> Tensor:
         """Normalise actions [..., A]."""
@@ -76,6 +82,8 @@ class Policy(nn.Module):
     """Shape of the standard normal noise that one decision consumes."""
     imitates_apart: ClassVar[bool] = False
     """Imitation changes other parameters than reinforcement."""
+    pads_demos: ClassVar[bool] = False
+    """Imitation sees windows up to the end of a demonstration; see :class:`inril_ray.demos.store.DemoStore`."""
     plan: Any = None
     """Makes the base actions of a residual policy; None for all others."""
     plan_shapes: Mapping[str, Any] = {}

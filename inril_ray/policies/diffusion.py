@@ -49,6 +49,8 @@ class DenoisingConfig(ABC):
     """Floor of the exploration noise of every denoising step while training, normalised units."""
     min_log_prob_std: Annotated[float, Field(gt=0)] = 0.1
     """Floor of the standard deviation in the log-probability."""
+    obs_limit: Annotated[float, Field(gt=0)] | None = None
+    """Normalised observations are clipped to it; None clips nothing."""
 
     def __post_init__(self) -> None:
         if self.action_horizon > self.prediction_horizon:
@@ -157,7 +159,7 @@ class DiffusionPolicy(Policy):
         self.horizon, self.action_horizon = config.prediction_horizon, config.action_horizon
         self.num_scored_steps = config.finetuned_steps
         self.noise_shape = (config.executed_steps + 1, config.prediction_horizon, spec.action_dim)
-        self.normalizer = Normalizer(stats)
+        self.normalizer = Normalizer(stats, config.obs_limit)
         self.schedule = DenoisingSchedule(config.denoising_steps, config.ddim_steps)
         self.base = config.network(spec.obs_dim, spec.action_dim)
         self.actor = copy.deepcopy(self.base)

@@ -33,6 +33,8 @@ class GaussianConfig:
     max_std: Annotated[float, Field(gt=0)] = 0.2
     noise_limit: Annotated[float, Field(gt=0)] = 3.0
     """Sampled noise is clipped to so many standard deviations."""
+    obs_limit: Annotated[float, Field(gt=0)] | None = None
+    """Normalised observations are clipped to it; None clips nothing."""
 
 
 class GaussianPolicy(Policy):
@@ -54,7 +56,7 @@ class GaussianPolicy(Policy):
         self.horizon = self.action_horizon = config.prediction_horizon
         self.num_scored_steps = 1
         self.noise_shape = (config.prediction_horizon, spec.action_dim)
-        self.normalizer = Normalizer(stats)
+        self.normalizer = Normalizer(stats, config.obs_limit)
         flat = config.prediction_horizon * spec.action_dim
         self.actor = ResidualMLP(spec.obs_dim, config.hidden_dim, config.num_hidden, flat, config.activation)
         self.log_std = nn.Parameter(torch.full((spec.action_dim,), config.init_std).log())

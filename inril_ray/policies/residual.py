@@ -99,13 +99,13 @@ class ResidualNormalizer(Normalizer):
     """
 
     def __init__(self, stats: NormalizerStats, obs_dim: int, limit: float) -> None:
-        super().__init__(stats)
-        self._obs_dim, self._limit = obs_dim, limit
+        super().__init__(stats, limit)
+        self._obs_dim = obs_dim
 
     def obs(self, obs: Tensor) -> Tensor:
         """Normalise [..., O + A]."""
         seen, base = obs[..., : self._obs_dim], obs[..., self._obs_dim :]
-        return torch.cat([super().obs(seen).clamp(-self._limit, self._limit), base], dim=-1)
+        return torch.cat([super().obs(seen), base], dim=-1)
 
 
 class ResidualPolicy(Policy):
@@ -126,6 +126,7 @@ class ResidualPolicy(Policy):
     Base: Any
     """Class of the base."""
     imitates_apart = True
+    pads_demos = True
 
     def __init__(self, config: ResidualSettings, spec: EnvSpec, stats: NormalizerStats) -> None:
         super().__init__()

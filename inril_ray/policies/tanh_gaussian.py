@@ -29,6 +29,8 @@ class TanhGaussianConfig:
     """H, actions in a chunk; all are executed."""
     hidden_dims: tuple[PositiveInt, ...] = (256, 256)
     activation: Activation = "relu"
+    obs_limit: Annotated[float, Field(gt=0)] | None = None
+    """Normalised observations are clipped to it; None clips nothing."""
     imitation_std: Annotated[float, Field(gt=0)] = 0.1
     """Spread that imitation ascribes to the demonstrations, normalised units: its loss is the negative log-likelihood
     of their actions around the squashed mean, and leaves the policy's own spread to RL."""
@@ -51,7 +53,7 @@ class TanhGaussianPolicy(Policy):
         self.horizon = self.action_horizon = config.prediction_horizon
         self.num_scored_steps = 1
         self.noise_shape = (config.prediction_horizon, spec.action_dim)
-        self.normalizer = Normalizer(stats)
+        self.normalizer = Normalizer(stats, config.obs_limit)
         layers: list[nn.Module] = []
         width = spec.obs_dim
         for hidden in config.hidden_dims:

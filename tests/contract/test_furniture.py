@@ -184,6 +184,34 @@ def test_a_broken_simulation_ends_one_episode_only() -> None:
     env.close()
 
 
+@pytest.mark.parametrize("solved", [False, True])
+def test_a_part_that_is_thrown_away_ends_the_episode_as_a_failure(solved: bool) -> None:
+    env = make(num_envs=2)
+    env.reset()
+    env.physics.qpos[0, env.where.parts_qpos[2]] = 2.5
+    env.physics.write(np.array([True, False]))
+    env.assembled[0] = solved
+    _, _, terminated, truncated, info = env.step(still(env))
+    assert not (info["nan_reset"] | truncated).any()
+    assert terminated.tolist() == [not solved, False]
+    assert info["success"].tolist() == [solved, False]
+    assert np.abs(info.get("final_obs", env.obs)).max() <= 3.0
+    env.close()
+
+
+@pytest.mark.parametrize("task", ["lamp_med", "round_table_high"])
+def test_no_push_is_faster_than_its_level(task: str) -> None:
+    env = make(task, 40)
+    env.reset()
+    level = LEVELS[task.split("_")[-1]]
+    speeds = np.array([np.linalg.norm(env.physics.qvel[:, at : at + 2], axis=1) for at in env.where.parts_qvel])
+    spins = np.array([np.linalg.norm(env.physics.qvel[:, at + 3 : at + 6], axis=1) for at in env.where.parts_qvel])
+    assert speeds.max() <= level.speed_m_s + 1e-9
+    assert spins.max() <= level.spin_rad_s + 1e-9
+    assert (speeds == speeds.max()).sum() == 1, "scaled, not cut: nothing piles up at the limit"
+    env.close()
+
+
 def test_perturbations_come_as_often_as_asked() -> None:
     quiet, shaken = make(num_envs=8), make(num_envs=8, perturbation=0.5)
     quiet.reset()

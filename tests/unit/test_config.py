@@ -12,7 +12,7 @@ from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
 from inril_ray.algorithms.dppo import DPPOConfig
 from inril_ray.config import build, config, fingerprint, merge, parse_overrides, read_yaml, to_dict
-from inril_ray.experiment import load_config, resolved
+from inril_ray.experiment import build_policy, load_config, resolved, task_spec
 from inril_ray.learner import InterleaveConfig
 from inril_ray.registry import resolve
 from inril_ray.types import InrilError
@@ -297,3 +297,46 @@ def test_a_residual_policy_is_separated_by_network_or_not_at_all(separation: str
     load_config([{**layer, "separation": "naive"}])
     with pytest.raises(InrilError, match="use network or naive"):
         load_config([{**layer, "separation": separation}])
+
+
+@pytest.mark.parametrize(
+    ("task", "every", "decisions"),
+    [
+        ("one_leg_low", 5, 700), ("one_leg_med", 5, 700), ("lamp_low", 4, 1000), ("lamp_med", 10, 1000),
+        ("round_table_low", 5, 1000), ("mug_rack", 5, 400), ("peg_in_hole", 5, 200),
+    ],
+)  # fmt: skip
+def test_furniture_follows_resip_and_table_8(task: str, every: int, decisions: int) -> None:
+    config = load_config([{"task": f"furniture/{task}", "algorithm": "residual_ppo"}])
+    assert (config.interleave.every, config.rollout.num_decisions, config.rollout.num_envs) == (every, decisions, 1024)
+    assert config.rollout.num_decisions == task_spec(config).max_episode_steps
+    assert (config.policy, config.separation, config.env.terminate_on_success) == ("residual_unet", "network", True)
+
+
+@pytest.mark.parametrize(
+    ("task", "policy", "minibatch", "decisions"),
+    [
+        ("one_leg_low", "diffusion_unet", 30_000, 88), ("lamp_low", "diffusion_unet", 40_000, 125),
+        ("one_leg_low", "diffusion_mlp", 17_600, 88), ("round_table_med", "diffusion_mlp", 8_800, 125),
+    ],
+)  # fmt: skip
+def test_furniture_follows_dppo(task: str, policy: str, minibatch: int, decisions: int) -> None:
+    config = load_config([{"task": f"furniture/{task}", "algorithm": "dppo", "policy": policy}])
+    rl = config.rl
+    assert (rl.minibatch_size, config.rollout.num_decisions, config.num_iterations) == (minibatch, decisions, 900)
+    assert (rl.critic_hidden_dim, rl.critic_warmup_iterations, rl.discount, rl.num_epochs) == (512, 0, 0.999, 5)
+    assert (config.actor.obs_limit, config.actor.min_sampling_std) == (5.0, 0.04)
+
+
+def test_furniture_networks_have_the_published_sizes() -> None:
+    sizes = {}
+    for policy in ("diffusion_unet", "diffusion_mlp"):
+        config = load_config([{"task": "furniture/one_leg_low", "algorithm": "dppo", "policy": policy}])
+        actor = build_policy(config, task_spec(config)).actor
+        sizes[policy] = sum(p.numel() for p in actor.parameters())
+    assert sizes == {"diffusion_unet": 6_856_346, "diffusion_mlp": 6_640_368}
+
+
+def test_a_backend_of_another_task_is_refused_at_once() -> None:
+    with pytest.raises(InrilError, match="furniture/mug_rack has cpu, warp"):
+        load_config([{"task": "furniture/mug_rack", "env": {"backend": "stock"}}])

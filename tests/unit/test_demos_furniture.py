@@ -27,6 +27,8 @@ from inril_ray.demos.formats.furniture_pickle import FurniturePickle, SafeUnpick
 from inril_ray.demos.formats.lerobot import LeRobot
 from inril_ray.demos.formats.resip_zarr import ResipZarr
 from inril_ray.demos.store import convert, load, recognise
+from inril_ray.envs.furniture.spec import OBSTACLE_QUAT
+from inril_ray.envs.furniture.tasks import FURNITURE
 from inril_ray.types import EnvSpec, InrilError
 from tests.unit import test_demos_lerobot
 
@@ -80,7 +82,7 @@ def recording(length: int = 6, extra: int = 1, seed: int = 0, angle: float = 0.2
                 "color_image1": np.full((4, 5, 3), t, np.uint8),
                 "color_image2": np.full((2, 3, 3), 50 + t, np.uint8),
                 "robot_state": states[t],
-                "parts_poses": r.normal(size=PARTS).astype(np.float32),
+                "parts_poses": signed(r.normal(size=(1, PARTS)))[0].astype(np.float32),
             }
             for t in range(n)
         ],
@@ -95,6 +97,11 @@ def recording(length: int = 6, extra: int = 1, seed: int = 0, angle: float = 0.2
     return {key: value for key, value in {**data, **changes}.items() if value is not ...}
 
 
+def signed(poses: np.ndarray) -> np.ndarray:
+    """Poses with quaternions on the side that the task's observations have them on."""
+    return furniture_pickle.with_signs_of_the_task(poses, "one_leg")
+
+
 def dump(path: Path, data: Any, protocol: int = 4) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with lzma.open(path, "wb") if path.suffix == ".xz" else path.open("wb") as file:
@@ -107,7 +114,7 @@ def recorded(length: int, seed: int, success: bool = True) -> RecordedEpisode:
     r = rng(seed)
     raw = raw_states(length + 1, seed)
     hand = Rotation.from_quat(raw[:, 3:7])
-    obs = np.concatenate([raw[:, :3], six(hand), raw[:, 7:], r.normal(size=(length + 1, PARTS))], axis=1)
+    obs = np.concatenate([raw[:, :3], six(hand), raw[:, 7:], signed(r.normal(size=(length + 1, PARTS)))], axis=1)
     obs = obs.astype(np.float32)
     goal = hand[:-1] * turns(r, length, 0.3)
     position = obs[:-1, :3] + r.uniform(-0.02, 0.02, (length, 3))
@@ -819,3 +826,20 @@ def test_the_command_line_converts_them(
     arrays = load(target, EXPECTATION)
     assert np.diff(arrays.episode_starts).tolist() == lengths
     assert arrays.images[key].shape[0] == sum(lengths)
+
+
+# -- signs of quaternions ---------------------------------------------------------------------------------------------
+def test_quaternions_get_the_signs_of_the_task() -> None:
+    starts = FURNITURE["one_leg"].start_quats
+    rng = np.random.default_rng(0)
+    near = Rotation.from_quat(starts) * Rotation.from_rotvec(0.3 * rng.normal(size=(5, 3)))
+    quats = near.as_quat() * np.sign((near.as_quat() * starts).sum(axis=1))[:, None]
+    poses = np.concatenate([rng.normal(size=(5, 3)), quats], axis=1).ravel()
+    whole = np.concatenate([poses, [0, 0, 0], OBSTACLE_QUAT])[None].astype(np.float32)
+    flipped = whole.copy().reshape(1, 6, 7)
+    flipped[:, [1, 3, 5], 3:] *= -1
+    found = furniture_pickle.with_signs_of_the_task(flipped.reshape(1, 42), "one_leg")
+    np.testing.assert_array_equal(found, whole)
+    assert found.dtype == np.float32
+    other = np.ones((2, 14), np.float32)
+    assert furniture_pickle.with_signs_of_the_task(other, "one_leg") is other

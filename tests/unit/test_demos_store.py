@@ -300,3 +300,22 @@ def test_sizes_add_up() -> None:
     assert arrays.size_bytes() == 20 * (3 + 2 + 1) * 4 + 3 * 8 + 2 * per_episode
     pictures = {"front": np.zeros((20, 2, 2, 3), np.uint8)}
     assert dataclasses.replace(arrays, images=pictures).size_bytes() == arrays.size_bytes() + 20 * 12
+
+
+def test_padded_windows_reach_the_end_and_repeat_the_last_action() -> None:
+    arrays = ragged((4, 2), (False, False))
+    store = DemoStore(arrays, 3, pad_ends=True)
+    assert store.num_windows == 6  # also of the episode that is shorter than a window
+    batch = store.windows(np.arange(6))
+    steps = [[0, 1, 2], [1, 2, 3], [2, 3, 3], [3, 3, 3], [4, 5, 5], [5, 5, 5]]
+    np.testing.assert_array_equal(batch.actions, arrays.actions[np.array(steps)])
+    np.testing.assert_array_equal(batch.obs, arrays.obs)
+
+
+def test_a_column_that_never_changes_has_a_range() -> None:
+    arrays = ragged((4, 6), (False, False))
+    obs = arrays.obs.copy()
+    obs[:, 0] = 0.25
+    stats = DemoStore(dataclasses.replace(arrays, obs=obs), 2).normalizer_stats()
+    assert (stats.obs_low[0], stats.obs_high[0]) == (-0.75, 1.25)
+    np.testing.assert_array_equal(stats.obs_low[1:], obs[:, 1:].min(axis=0))

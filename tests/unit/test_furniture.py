@@ -28,7 +28,7 @@ TOP = FURNITURE["one_leg"]
     ("name", "obs_dim", "horizon", "stages"),
     [
         ("one_leg_low", 58, 700, 1), ("lamp_med", 44, 1000, 2), ("round_table_high", 44, 1000, 2),
-        ("mug_rack", 37, 400, 1), ("peg_in_hole", 37, 400, 1),
+        ("mug_rack", 37, 400, 1), ("peg_in_hole", 37, 200, 1),
     ],
 )  # fmt: skip
 def test_dimensions_are_those_of_the_paper(name: str, obs_dim: int, horizon: int, stages: int) -> None:

@@ -483,3 +483,10 @@ def test_every_denoising_step_can_be_finetuned(steps):
     torch.testing.assert_close(action.chain[:, 0], noise[:, 0].clamp(-3, 3))
     torch.testing.assert_close(policy.log_prob(*flattened(action, obs)), action.log_probs.flatten(), rtol=0, atol=1e-5)
     assert fake_spec().action_dim == action.chunk.shape[-1]
+
+
+@pytest.mark.parametrize("kind", ["diffusion_mlp", "diffusion_unet", "gaussian_mlp", "tanh_gaussian"])
+def test_normalised_observations_are_clipped_where_asked(kind: str) -> None:
+    far = torch.full((2, 3), 1e4)
+    assert float(tiny_policy(kind, obs_limit=5.0).normalizer.obs(far).max()) == 5.0
+    assert float(tiny_policy(kind).normalizer.obs(far).max()) > 1e3

@@ -49,6 +49,8 @@ from inril_ray.demos.episodes import (
     reading,
     recorded_source,
 )
+from inril_ray.envs.furniture.spec import OBSTACLE_QUAT
+from inril_ray.envs.furniture.tasks import FURNITURE
 from inril_ray.types import FloatArray
 
 SUFFIXES = (".pkl", ".pkl.xz")
@@ -442,12 +444,34 @@ def joined(
             parts = {**parts, key: np.zeros((len(parts["robot_state"]), width), np.float32)}
         if key not in parts:
             raise DemoError(path, f"is missing; found: {', '.join(parts)}.", episode=name, field=key)
+        if key == "parts_poses" and expectation and expectation.env_name in FURNITURE:
+            parts = {**parts, key: with_signs_of_the_task(parts[key], expectation.env_name)}
         found = parts[key].shape[1]
         if found != width:
             obstacle = key == "parts_poses" and found == width - POSE_WIDTH
             why = f"; the {POSE_WIDTH} numbers of the obstacle's pose are not in it" if obstacle else ""
             raise DemoError(path, f"has width {found}, the task needs {width}{why}.", episode=name, field=key)
     return np.concatenate([parts[key] for key, _ in wanted], axis=1)
+
+
+def with_signs_of_the_task(poses: FloatArray, furniture: str) -> FloatArray:
+    """Return poses [N, 7 P + 7] whose quaternions have the signs that the task's observations have.
+
+    A quaternion and its negative are the same orientation; what a file holds depends on who recorded it.
+
+    Args:
+        poses: [N, W]; of another width than the task's they are returned as they are.
+        furniture: name of the task.
+    """
+    starts = FURNITURE[furniture].start_quats
+    if poses.shape[1] != POSE_WIDTH * (len(starts) + 1):
+        return poses
+    parts = poses[:, :-POSE_WIDTH].reshape(len(poses), len(starts), POSE_WIDTH).copy()
+    turned = (parts[..., 3:] * starts).sum(axis=-1) < 0
+    parts[turned, 3:] *= -1
+    front = poses[:, -POSE_WIDTH:].copy()
+    front[front[:, 3:] @ OBSTACLE_QUAT < 0, 3:] *= -1
+    return np.concatenate([parts.reshape(len(poses), -1), front], axis=1).astype(poses.dtype)
 
 
 # -- writer -----------------------------------------------------------------------------------------------------------

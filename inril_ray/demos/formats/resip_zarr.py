@@ -142,7 +142,12 @@ class ResipZarr:
             )
 
 
-def _zarr() -> Any:
+def zarr_package() -> Any:
+    """Import zarr.
+
+    Raises:
+        InrilError: it is not installed.
+    """
     try:
         import zarr
     except ImportError:
@@ -153,7 +158,7 @@ def _zarr() -> Any:
 def _opened(path: Path) -> Any:
     if not ResipZarr.recognises(path):
         raise DemoError(path, "is no zarr directory.")
-    zarr = _zarr()
+    zarr = zarr_package()
     group = zarr.open(str(path), mode="r")
     if not isinstance(group, zarr.Group):
         raise DemoError(path, "is one zarr array; ResiP's data sets are groups of them.")
@@ -243,7 +248,7 @@ def write(path: Path, episodes: Sequence[RecordedEpisode], *, task: str, source:
     """
     if path.exists():
         raise DemoError(path, "exists; a zarr data set is written to a new directory.")
-    zarr = _zarr()
+    zarr = zarr_package()
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

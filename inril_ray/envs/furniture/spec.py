@@ -20,6 +20,8 @@ CATCH_HEIGHT = 0.011
 TAG_POS = np.array([0.3015, 0.0, 0.0])
 TAG_MATRIX = euler(math.pi, 0.0, math.pi / 2)
 """Frame in which parts are observed, in that of the robot's base."""
+OBSTACLE_QUAT = quat_of_matrix(TAG_MATRIX.T)
+"""Orientation (x, y, z, w) of the obstacle, tag frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +104,9 @@ class Level:
     joints_deg: float
     """Greatest deviation of each joint of the arm."""
     speed_m_s: float
-    """No push makes a part faster than this,"""
+    """Forces on a part are scaled down where the greatest would make it faster than this,"""
     spin_rad_s: float
-    """nor turn faster."""
+    """and torques where the greatest would make it turn faster."""
 
 
 LEVELS = {

@@ -21,7 +21,9 @@ from inril_ray.types import BoolArray, EnvSpec, FloatArray
 PADDED_OBS = 44
 """Width that the paper's table states for tasks of two parts, whose observations have 37 numbers."""
 REACH = 2.0
-"""A part further from the base than this has been lost, metres."""
+"""A part further from the base than this ends the episode as a failure, metres."""
+RAW_LIMIT = 3.0
+"""Observations are clipped to it, as in the reference."""
 PIN_DISTANCE = 0.03
 
 
@@ -73,7 +75,8 @@ class FurnitureEnv(SimVectorEnv):
 
     Actions [B, 10]: position of the point between the finger tips and the first two rows of its rotation, base frame,
     absolute; gripper, above 0 closes. Observations: see :func:`inril_ray.envs.furniture.logic.observe`. Reward 1 for a
-    control step that assembles a pair for the first time; success when all pairs have been.
+    control step that assembles a pair for the first time; success when all pairs have been. A part that is thrown off
+    the table ends the episode.
 
     What happens between control steps is computed where the simulation is, in its arrays: numpy for ``cpu``, torch on
     the device for ``warp``. There, observations, rewards and flags are all that goes to the host.
@@ -143,20 +146,19 @@ class FurnitureEnv(SimVectorEnv):
             rng: of the episode.
             parts: indices.
         """
+        level = self.level
         for k in parts:
             part, at = self.furniture.parts[k], self.where.parts_qvel[k]
-            force = rng.uniform(0.0, self.level.force_n) * part.force
+            strength, twist = rng.uniform(0.0, 1.0), rng.uniform(-1.0, 1.0)
             angle = rng.uniform(0.0, 2 * math.pi)
-            torque = rng.uniform(-self.level.torque_nm, self.level.torque_nm) * part.torque
             quat = qpos[self.where.parts_qpos[k] + 3 :][:4]
             matrix = matrix_of_quat(np.roll(quat, -1))
             about_vertical = float(matrix[2] ** 2 @ np.asarray(part.inertia))
-            speed = min(IMPULSE_S * force / part.mass, self.level.speed_m_s)
-            qvel[at : at + 2] += speed * np.array([math.cos(angle), math.sin(angle)])
-            limit = self.level.spin_rad_s
-            spin = float(np.clip(IMPULSE_S * torque / about_vertical, -limit, limit))
+            fastest = min(IMPULSE_S * level.force_n * part.force / part.mass, level.speed_m_s)
+            most_spin = min(IMPULSE_S * level.torque_nm * part.torque / about_vertical, level.spin_rad_s)
+            qvel[at : at + 2] += strength * fastest * np.array([math.cos(angle), math.sin(angle)])
             # The angular velocity of a free joint is in the part's own frame.
-            qvel[at + 3 : at + 6] += matrix[2] * spin
+            qvel[at + 3 : at + 6] += matrix[2] * twist * most_spin
 
     # -- steps --------------------------------------------------------------------------------------------------------
     def advance(self, actions: FloatArray, active: BoolArray) -> StepOutcome:
@@ -167,19 +169,19 @@ class FurnitureEnv(SimVectorEnv):
         self.opens = xp.where(on, logic.gripper_opens(actions[:, 9], self.opens), self.opens)
         controls = logic.controls(actions, physics.qpos, self.opens, self.where, robot.FINGER_FORCE)
         physics.step(controls, on)
-        lost = self._lost()
-        physics.write(self._turn_screws(on & ~lost) | self._pin(on) | self._perturb(active))
+        broken, far = self._broken_and_far()
+        physics.write(self._turn_screws(on & ~broken) | self._pin(on) | self._perturb(active))
         pos, quat = logic.part_poses(physics.qpos, self.where)
         now = logic.assembled(pos, quat, self.furniture) & on[:, None]
         new = xp.any(now & ~self.assembled, axis=1)
         self.assembled = self.assembled | now
         success = physics.numpy(xp.all(self.assembled, axis=1))
         obs = physics.numpy(self._observe())
-        obs[physics.numpy(lost)] = np.nan  # the guard of the base class ends these episodes
+        obs[physics.numpy(broken)] = np.nan  # the guard of the base class ends these episodes
         return StepOutcome(
             obs=obs,
             reward=physics.numpy(new).astype(np.float32),
-            terminated=success & self.terminate_on_success,
+            terminated=(success & self.terminate_on_success) | (physics.numpy(far) & ~success),
             success=success,
             stage=physics.numpy(self.assembled).sum(axis=1),
         )
@@ -190,14 +192,15 @@ class FurnitureEnv(SimVectorEnv):
         xp = array_namespace(physics.qpos)
         obs = logic.observe(physics.qpos, physics.qvel, physics.obstacle, self.where, self.furniture)
         padding = xp.zeros_like(obs[:, : self.task_spec.obs_dim - obs.shape[1]])
-        return xp.astype(xp.concat([obs, padding], axis=1), xp.float32)
+        return xp.astype(xp.clip(xp.concat([obs, padding], axis=1), -RAW_LIMIT, RAW_LIMIT), xp.float32)
 
-    def _lost(self) -> Any:
-        """Return where the simulation is broken or a part has left the table's surroundings, [B]."""
+    def _broken_and_far(self) -> tuple[Any, Any]:
+        """Return where the simulation is not finite, and where a part is out of all reach, [B] each."""
         qpos, qvel = self.physics.qpos, self.physics.qvel
         xp = array_namespace(qpos)
         far = xp.max(xp.abs(logic.part_poses(qpos, self.where)[0]), axis=(1, 2)) > REACH
-        return ~xp.all(xp.isfinite(qpos), axis=1) | ~xp.all(xp.isfinite(qvel), axis=1) | far
+        broken = ~xp.all(xp.isfinite(qpos), axis=1) | ~xp.all(xp.isfinite(qvel), axis=1)
+        return broken, far & ~broken
 
     def _turn_screws(self, active: Any) -> Any:
         """Let threads catch, and come out; return where anything changed, [B]."""
