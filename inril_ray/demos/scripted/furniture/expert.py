@@ -85,7 +85,7 @@ class FurnitureExpert(Demonstrator):
         self.count += 1
         pos, turn = getattr(self, self.phase)()
         pos, turn = self._clipped(pos + self.config.noise_m * self.rng.normal(size=3), turn)
-        return np.concatenate([pos, six_of_matrix(turn), [self.grip]]).astype(np.float32)
+        return np.concatenate([pos, six_of_matrix(turn), [self.grip]]).clip(-1.0, 1.0).astype(np.float32)
 
     def _clipped(self, pos: FloatArray, turn: FloatArray) -> Goal:
         shift, limit = pos - self.pos, self.speed * MAX_SHIFT
