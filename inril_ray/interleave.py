@@ -42,8 +42,10 @@ class InterleaveConfig:
     cagrad_radius: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """c of the separation ``cagrad``: how far a step may leave the mean gradient, as a share of its norm."""
     relation_pairs: Annotated[int, Field(ge=2)] = 4
-    """Pairs of gradients measured in each iteration. From 3 on, rho has a standard error."""
+    """Pairs of gradients in a measurement of how they relate. From 3 on, rho has a standard error."""
+    relation_every: PositiveInt = 3
+    """Iterations from one measurement to the next; imitation iterations are always measured, by their first steps."""
     relation_batch_size: PositiveInt = 1024
-    """Samples of RL in a pair at most, except in imitation iterations, whose first steps are measured as they are."""
+    """Samples of RL at most in a pair and in a step of imitation; RL's own minibatches may be far larger."""
     adaptive: AdaptiveConfig = AdaptiveConfig()
     """The rule of the schedule ``adaptive``; its averages and c_I are those of the log in any case."""

@@ -262,14 +262,14 @@ class InterleavingTheory:
         self.reinforced += context.reinforced
         self.imitated += context.imitated
         self._batch_sizes = (context.rl_batch_size, context.il_batch_size)
-        if estimate is not None and math.isfinite(estimate.inner):
-            if context.reinforced:
-                self.rl_gain += context.rl_steps * context.rl_lr * estimate.norm_sq_rl
-            if context.imitated:
-                smoothness_il = self.c_il / context.il_lr
-                self.delta += context.il_steps * imitation_gain(
-                    estimate.inner, estimate.variance_il, lr=context.il_lr, smoothness_il=smoothness_il
-                )
+        if context.reinforced:  # between measurements, by the moving average
+            norm_sq = estimate.norm_sq_rl if estimate is not None else self.relation.norm_sq_rl
+            self.rl_gain += context.rl_steps * context.rl_lr * (norm_sq if math.isfinite(norm_sq) else 0.0)
+        if estimate is not None and math.isfinite(estimate.inner) and context.imitated:
+            smoothness_il = self.c_il / context.il_lr
+            self.delta += context.il_steps * imitation_gain(
+                estimate.inner, estimate.variance_il, lr=context.il_lr, smoothness_il=smoothness_il
+            )
         if math.isfinite(probe_loss):
             self._probe.append(float(probe_loss))
 

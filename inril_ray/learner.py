@@ -148,7 +148,9 @@ class Learner:
         if iteration.il:
             metrics |= {f"{name}_before": value for name, value in before.items()}
         else:
-            metrics |= before | self._measure_relation(batch, relation)
+            metrics |= before
+            if self.version % self.config.relation_every == 0:
+                metrics |= self._measure_relation(batch, relation)
         metrics["diagnostics_s"] = spent + time.perf_counter() - start
 
         start = time.perf_counter()
@@ -294,7 +296,8 @@ class Learner:
         yardstick = batch.sample(self.generator)
         before = self._surrogate(yardstick)
         for i, demos in enumerate(self._il_batches(batch)):
-            rl_loss = self.algorithm.loss(self.policy, batch.sample(self.generator)).policy
+            minibatch = batch.sample(self.generator, self.config.relation_batch_size)
+            rl_loss = self.algorithm.loss(self.policy, minibatch).policy
             il_loss = self._il_loss(demos, self.generator)
             measured = i < self.config.relation_pairs
             if measured:
@@ -376,7 +379,7 @@ class Learner:
             il_steps=batch.nominal_updates if merged else self._num_il_steps(batch),
             rl_lr=rl_lr,
             il_lr=self.config.il_lr if own else rl_lr,
-            rl_batch_size=batch.batch_size if imitated else min(batch.batch_size, self.config.relation_batch_size),
+            rl_batch_size=batch.batch_size if merged else min(batch.batch_size, self.config.relation_batch_size),
             il_batch_size=self.config.il_batch_size,
         )
 

@@ -311,7 +311,9 @@ def tiny_learner(
         policy.double()
         rl_algorithm.critic.double()
     default = "network" if policy.imitates_apart else "upgrad"
-    config = build(InterleaveConfig, {"every": 2, "il_batch_size": 16, "relation_pairs": 2, **interleave})
+    config = build(
+        InterleaveConfig, {"every": 2, "il_batch_size": 16, "relation_pairs": 2, "relation_every": 1, **interleave}
+    )
     return Learner(
         policy,
         rl_algorithm,

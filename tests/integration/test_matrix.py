@@ -22,10 +22,17 @@ from tests.fakes import POLICY_OF
 
 TASKS = [name for name in envs.TASKS if not name.startswith("mimicgen/") and not name.endswith(("_med", "_high"))]
 STEPS = 8
-SMALL_DIFFUSION = {"hidden_dim": 16, "step_embedding_dim": 4, "denoising_steps": 4, "obs_encoder_dims": None}
+SMALL_DIFFUSION = {
+    "hidden_dim": 16,
+    "num_hidden": 3,
+    "step_embedding_dim": 4,
+    "denoising_steps": 4,
+    "ddim_steps": None,
+    "obs_encoder_dims": None,
+}
 SMALL_ACTOR: dict[str, dict[str, Any]] = {
     "diffusion_mlp": SMALL_DIFFUSION,
-    "gaussian_mlp": {"hidden_dim": 16},
+    "gaussian_mlp": {"hidden_dim": 16, "num_hidden": 3},
     "tanh_gaussian": {"hidden_dims": [16]},
     "residual_mlp": {"base": {**SMALL_DIFFUSION, "ddim_steps": 2, "finetuned_steps": 2}},
 }

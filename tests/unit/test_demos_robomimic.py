@@ -193,7 +193,9 @@ def test_recognises_by_content_not_by_name(good: Path, tmp_path: Path) -> None:
     with h5py.File(foreign, "w") as file:
         file["observations"] = np.zeros(3)
     assert not RobomimicHdf5.recognises(foreign)
-    with pytest.raises(DemoError, match=r"none of the known formats \(robomimic_hdf5, d4rl_hdf5, minari, lerobot\)"):
+    with pytest.raises(
+        DemoError, match=r"none of the known formats \(robomimic_hdf5, d4rl_hdf5, minari, lerobot, resip_zarr"
+    ):
         recognise(foreign)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -461,3 +462,31 @@ def test_a_metric_that_is_not_in_the_table_can_t_be_logged():
     with pytest.raises(KeyError, match="no_such_metric"):
         checked({"rho": 0.1, "no_such_metric": 1.0})
     assert checked({"rho": 0.1, "il_loss": math.nan, "policy_loss": math.inf}) == {"rho": 0.1}
+
+
+def test_the_relation_is_measured_now_and_then_and_when_imitating() -> None:
+    learner = tiny_learner(every=4, il_steps=2, relation_every=3)
+    learner.begin()
+    rows = [learner.learn(r, fresh_start=True) for r in tiny_rollouts(learner.policy, 8)]
+    measured = [i for i, row in enumerate(rows) if "conflict_rate" in row]
+    assert measured == [0, 3, 6, 7]  # every third, and the fourth and the eighth imitate
+    # Between measurements the moving average stands for the gradient of reinforcement.
+    gains = [row["beta_il_rl"] for row in rows if "beta_il_rl" in row]
+    assert gains
+    assert learner.theory.rl_gain > 0
+
+
+def test_imitation_takes_no_more_of_the_rollout_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = tiny_learner(every=1, il_steps=3, relation_batch_size=5)
+    learner.begin()
+    sizes: list[int] = []
+    loss = type(learner.algorithm).loss
+
+    def counted(self: Any, policy: Any, minibatch: Any) -> Any:
+        sizes.append(len(minibatch.obs))
+        return loss(self, policy, minibatch)
+
+    monkeypatch.setattr(type(learner.algorithm), "loss", counted)
+    learner.learn(tiny_rollouts(learner.policy, 1)[0], fresh_start=True)
+    assert sizes.count(5) == 3  # steps of imitation; reinforcement keeps its own
+    assert max(sizes) == 20

@@ -309,3 +309,19 @@ def test_double_descent_looks_through_noise():
     spikes = np.full(60, 2.0)
     spikes[1::10], spikes[5::10] = 2.05, 1.95  # alone they would count: 2.5 % above, then below
     assert not double_descent(list(spikes))
+
+
+def test_reinforcement_counts_in_iterations_that_were_not_measured() -> None:
+    theory = InterleavingTheory(0.9, c_il=0.1)
+    estimate = RelationEstimate(
+        inner=-0.1, norm_sq_rl=4.0, norm_sq_il=1.0, variance_rl=0.0, variance_il=0.0, covariance=None
+    )
+    context = IterationContext(
+        iterations_done=1, reinforced=True, imitated=False, rl_steps=10, il_steps=5, rl_lr=0.01, il_lr=0.01,
+        rl_batch_size=8, il_batch_size=8,
+    )  # fmt: skip
+    theory.observe(None, context, 1.0)
+    assert theory.rl_gain == 0.0  # nothing is known yet
+    theory.observe(estimate, context, 1.0)
+    theory.observe(None, context, 1.0)
+    assert theory.rl_gain == pytest.approx(2 * 10 * 0.01 * 4.0)

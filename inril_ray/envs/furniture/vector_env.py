@@ -299,7 +299,8 @@ class FurnitureEnv(SimVectorEnv):
 
     def close(self, **kwargs: Any) -> None:
         """End the simulation."""
-        self.physics.close()
+        if hasattr(self, "physics"):  # gymnasium also closes what could not be made
+            self.physics.close()
         for renderer in self._renderers.values():
             renderer.close()
 
