@@ -14,7 +14,7 @@ TINY = {
     "actor": {"hidden_dim": 16},
     "pretrain": {"num_epochs": 5},
     "rl": {"minibatch_size": 50, "num_epochs": 2, "critic_hidden_dim": 16},
-    "interleave": {"every": 2, "il_steps": 3},
+    "interleave": {"every": 2, "il_steps": 3, "relation_every": 1},
     "rollout": {"num_envs": 4, "num_decisions": 5},
     "evaluation": {"every": 2, "num_episodes": 4, "final_episodes": 6, "num_envs": 4},
     "checkpoint": {"every": 2},
