@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo demos test test-fast check format format-check lint types arch golden lock bench bench-sims \
-	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-gpu clean
+	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
+	bench-gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -91,6 +92,9 @@ bench-learning: $(READY)  ## the long run: three seeds of Lift, about 80 minutes
 
 bench-furniture: $(READY)  ## the furniture tasks on CPU cores, 5 minutes
 	$(BIN)/python -m benchmarks.furniture
+
+bench-experts: $(READY)  ## a hundred scripted episodes of every furniture task, 45 minutes
+	$(BIN)/python -m benchmarks.experts
 
 bench-gpu: $(READY)  ## the furniture tasks on one GPU; needs CUDA
 	$(BIN)/python -m benchmarks.furniture_gpu

@@ -25,13 +25,16 @@ BLOCK = 10
 SEED = 0
 
 
+def experts_of(task: str, num_envs: int) -> list[Any]:
+    """Return an expert for each environment."""
+    demonstrator = resolve(DEMONSTRATORS, task, "demonstrator")
+    return [demonstrator(np.random.default_rng([SEED, i]), demonstrator.Config()) for i in range(num_envs)]
+
+
 def scripted_actions(task: str, num_envs: int, steps: int) -> np.ndarray:
     """Return the actions [T, B, A] of scripted episodes."""
     env = envs.make(task, num_envs=num_envs, seed=SEED)
-    demonstrator = resolve(DEMONSTRATORS, task, "demonstrator")
-    experts: list[Any] = [
-        demonstrator(np.random.default_rng([SEED, i]), demonstrator.Config()) for i in range(num_envs)
-    ]
+    experts = experts_of(task, num_envs)
     everywhere = np.ones(num_envs, bool)
     obs, actions = env.reset_envs(everywhere), []
     for _ in range(steps):

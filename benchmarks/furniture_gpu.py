@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.furniture import SEED
+from benchmarks.furniture import SEED, experts_of
 from benchmarks.result import write
 from inril_ray import envs
-from inril_ray.demos import DEMONSTRATORS
 from inril_ray.envs.base import EnvConfig
 from inril_ray.experiment import build_acting, load_config
-from inril_ray.registry import resolve
 from inril_ray.rollout import ActionNoise, RolloutCollector, decision_env
 
 TASK = "furniture/one_leg_low"
@@ -36,10 +34,7 @@ class Segments:
 
     def __init__(self, num_envs: int) -> None:
         env: Any = envs.make(TASK, num_envs=EPISODES, seed=SEED)
-        demonstrator = resolve(DEMONSTRATORS, TASK, "demonstrator")
-        experts: list[Any] = [
-            demonstrator(np.random.default_rng([SEED, i]), demonstrator.Config()) for i in range(EPISODES)
-        ]
+        experts = experts_of(TASK, EPISODES)
         everywhere = np.ones(EPISODES, bool)
         obs, actions, starts = env.reset_envs(everywhere), [], []
         for step in range(SEGMENTS * STEPS):

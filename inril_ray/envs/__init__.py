@@ -12,8 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inril_ray.registry import resolve
+from inril_ray.types import InrilError
 
 if TYPE_CHECKING:
+    from gymnasium.vector import AutoresetMode
+
     from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
     from inril_ray.types import EnvSpec
 
@@ -77,6 +80,7 @@ def make(
     config: EnvConfig | None = None,
     purpose: str = "train",
     first_env: int = 0,
+    autoreset: AutoresetMode | str = "SameStep",
 ) -> SimVectorEnv:
     """Make ``num_envs`` parallel environments of a task.
 
@@ -89,10 +93,18 @@ def make(
             evaluated on a state that it was trained on.
         first_env: index of the first environment among all of the experiment. Initial states depend on
             ``(seed, purpose, index, episode)`` only, so they don't change with the number of workers.
+        autoreset: gymnasium's mode: ``SameStep``, ``NextStep`` or ``Disabled``, in which finished environments rest.
 
     Raises:
-        InrilError: unknown task or backend, or the simulator is not installed.
+        InrilError: unknown task, backend or mode, or the simulator is not installed.
     """
+    from gymnasium.vector import AutoresetMode
+
     from inril_ray.envs.base import EnvConfig
 
-    return entry(task).make(config or EnvConfig(), num_envs, seed, purpose, first_env)
+    modes = [mode.value for mode in AutoresetMode]
+    if str(getattr(autoreset, "value", autoreset)) not in modes:
+        raise InrilError(f"autoreset = {autoreset!r}: choose one of {', '.join(modes)}.")
+    env = entry(task).make(config or EnvConfig(), num_envs, seed, purpose, first_env)
+    env.autoreset = AutoresetMode(autoreset)
+    return env

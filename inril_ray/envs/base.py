@@ -1,4 +1,4 @@
-"""The environment contract: batched, with same-step autoreset, a NaN guard and one random stream per episode."""
+"""The environment contract: batched, with autoreset, a NaN guard and one random stream per episode."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from inril_ray.config import config
 from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError
 
 PURPOSES = ("train", "eval", "demos")
+COUNTERS = ("episode", "elapsed", "stage", "terminated", "truncated")
 
 
 @config
@@ -115,8 +116,11 @@ class StepOutcome:
 class SimVectorEnv(VectorEnv):
     """Base of all environments: subclasses supply physics, this class supplies the bookkeeping of the contract.
 
-    The gymnasium interface (``reset``, ``step``) resets finished environments in the same step and delivers
-    ``info["final_obs"]``, ``info["_final_obs"]``, ``info["success"]``, ``info["stage"]`` and ``info["nan_reset"]``.
+    The gymnasium interface (``reset``, ``step``) follows ``autoreset``, one of gymnasium's modes. ``SAME_STEP``:
+    finished environments start anew in the step that finished them, and ``info["final_obs"]`` with its mask
+    ``info["_final_obs"]`` tells where they ended. ``NEXT_STEP``: in the step after that, which ignores their action.
+    ``DISABLED``: they rest, with reward 0, until ``reset`` is called, for all (lockstep) or with
+    ``options={"reset_mask": mask}``. Always in ``info``: ``success``, ``stage`` and ``nan_reset``.
 
     Args:
         spec: dimensions and horizon of the task.
@@ -127,6 +131,15 @@ class SimVectorEnv(VectorEnv):
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": ["rgb_array"]}
+
+    @property
+    def autoreset(self) -> AutoresetMode:
+        """When ``step`` starts the next episode of finished environments."""
+        return self.metadata["autoreset_mode"]
+
+    @autoreset.setter
+    def autoreset(self, mode: AutoresetMode) -> None:
+        self.metadata = {**self.metadata, "autoreset_mode": AutoresetMode(mode)}
 
     def __init__(self, spec: EnvSpec, num_envs: int, seed: int, purpose: str, first_env: int) -> None:
         if num_envs < 1:
@@ -149,6 +162,8 @@ class SimVectorEnv(VectorEnv):
         """[B] control steps executed in the running episode."""
         self.obs = np.zeros((num_envs, spec.obs_dim), np.float32)
         self.stage = np.zeros(num_envs, np.int64)
+        self.terminated, self.truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+        """[B] how an episode that ``step`` finished has ended, until the next one begins."""
 
     # -- what a simulator supplies ------------------------------------------------------------------------------------
     @abstractmethod
@@ -182,6 +197,7 @@ class SimVectorEnv(VectorEnv):
         self.episode[mask] += 1
         self.elapsed[mask] = 0
         self.stage[mask] = 0
+        self.terminated[mask] = self.truncated[mask] = False
         self.obs[mask] = self._begin_episodes(mask)[mask]
         return self.obs.copy()
 
@@ -210,40 +226,52 @@ class SimVectorEnv(VectorEnv):
         return outcome, truncated, broken
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[FloatArray, dict]:
-        """Start a new episode in every environment.
+        """Start a new episode in every environment, or in those of ``options["reset_mask"]``.
 
         Args:
             seed: begin the random streams anew from this seed.
-            options: not used.
+            options: ``reset_mask``, boolean [B].
+
+        Raises:
+            InrilError: the mask does not fit.
         """
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
+            raise InrilError(
+                f"options['reset_mask'] = {mask!r}: {self.num_envs} booleans are needed, at least one true."
+            )
         if seed is not None:
             self.base_seed = seed
-            self.episode[:] = -1
-        return self.reset_envs(np.ones(self.num_envs, bool)), {}
+            self.episode[mask] = -1
+        return self.reset_envs(mask), {}
 
     def step(
         self, actions: FloatArray
     ) -> tuple[FloatArray, npt.NDArray[np.floating[Any]], BoolArray, BoolArray, dict[str, Any]]:
-        """Execute one control step everywhere; environments whose episode ended start the next one at once."""
-        everywhere = np.ones(self.num_envs, bool)
-        outcome, truncated, broken = self.advance_guarded(np.asarray(actions, np.float32), everywhere)
-        truncated = truncated | broken
-        over = outcome.terminated | truncated
+        """Execute one control step in all environments that have not finished; see the class for those that have."""
+        over = self.terminated | self.truncated
+        outcome, truncated, broken = self.advance_guarded(np.asarray(actions, np.float32), ~over)
         info: dict[str, Any] = {"success": outcome.success, "stage": outcome.stage, "nan_reset": broken}
         obs = outcome.obs
-        if over.any():
-            info["final_obs"], info["_final_obs"] = outcome.obs, over
+        if self.autoreset is AutoresetMode.NEXT_STEP and over.any():
             obs = self.reset_envs(over)
-        return obs, outcome.reward, outcome.terminated, truncated, info
+        self.terminated |= outcome.terminated
+        self.truncated |= truncated | broken
+        terminated, truncated = self.terminated.copy(), self.truncated.copy()
+        over = terminated | truncated
+        if self.autoreset is AutoresetMode.SAME_STEP and over.any():
+            info["final_obs"], info["_final_obs"] = obs, over
+            obs = self.reset_envs(over)
+        return obs, outcome.reward, terminated, truncated, info
 
     # -- what a checkpoint needs --------------------------------------------------------------------------------------
     def get_state(self) -> dict[str, npt.NDArray[Any]]:
         """Return the counters that determine every later initial state. Simulators that can, add their own state."""
-        return {"episode": self.episode.copy(), "elapsed": self.elapsed.copy(), "stage": self.stage.copy()}
+        return {name: getattr(self, name).copy() for name in COUNTERS}
 
     def set_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
         """Put back what :meth:`get_state` returned."""
-        for name in ("episode", "elapsed", "stage"):
+        for name in COUNTERS:
             if state[name].shape != (self.num_envs,):
                 raise InrilError(
                     f"Environment state {name} is for {len(state[name])} environments, not {self.num_envs}."

@@ -149,6 +149,22 @@ def test_time_limit_truncates_and_restarts_in_the_same_step(make: Make) -> None:
     assert env.elapsed.tolist() == [0, 0]
 
 
+def test_finished_environments_rest_where_autoreset_is_off(make: Make) -> None:
+    env, replay = make(), make()
+    env.autoreset = AutoresetMode.DISABLED
+    env.reset()
+    replay.reset()
+    replay.reset()
+    actions = actions_for(env, LIMIT + 1)
+    for action in actions[:LIMIT]:
+        ended, *_ = env.step(action)
+    obs, reward, _, truncated, _ = env.step(actions[LIMIT])
+    assert truncated.tolist() == [True, True]
+    assert reward.tolist() == [0.0, 0.0]
+    np.testing.assert_array_equal(obs, ended)
+    np.testing.assert_array_equal(env.reset()[0], replay.obs)
+
+
 def test_environments_restart_one_by_one(make: Make) -> None:
     env, alone = make(2), make(2)
     env.reset()

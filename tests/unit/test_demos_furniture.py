@@ -23,9 +23,10 @@ from scipy.spatial.transform import Rotation
 from inril_ray.cli import main
 from inril_ray.demos.episodes import DemoError, Expectation, RecordedEpisode, Selection
 from inril_ray.demos.formats import furniture_pickle, resip_zarr
-from inril_ray.demos.formats.furniture_pickle import FurniturePickle, SafeUnpickler
+from inril_ray.demos.formats.furniture_pickle import FurniturePickle
 from inril_ray.demos.formats.lerobot import LeRobot
 from inril_ray.demos.formats.resip_zarr import ResipZarr
+from inril_ray.demos.formats.restricted_pickle import SafeUnpickler
 from inril_ray.demos.store import convert, load, recognise
 from inril_ray.envs.furniture.spec import OBSTACLE_QUAT
 from inril_ray.envs.furniture.tasks import FURNITURE

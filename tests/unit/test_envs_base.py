@@ -77,6 +77,63 @@ def test_only_the_environments_that_ended_restart() -> None:
     assert env.episode.tolist() == [1, 1, 1]
 
 
+def test_next_step_starts_anew_in_the_step_after_the_end() -> None:
+    env, same = FakeEnv(2, max_episode_steps=2, radius=0.0), FakeEnv(2, max_episode_steps=2, radius=0.0)
+    env.autoreset = AutoresetMode.NEXT_STEP
+    env.reset()
+    same.reset()
+    push = np.full((2, 2), 0.5, np.float32)
+    for _ in range(2):
+        obs, _, _, truncated, info = env.step(push)
+        restarted, *_, ended = same.step(push)
+    assert truncated.all()
+    assert "final_obs" not in info
+    np.testing.assert_array_equal(obs, ended["final_obs"])
+    env.reset_envs(np.array([False, True]))
+    obs, reward, terminated, truncated, _ = env.step(push)
+    np.testing.assert_array_equal(obs[0], restarted[0], "the action is ignored")
+    assert not (terminated | truncated).any()
+    assert reward[0] == 0
+    assert env.elapsed.tolist() == [0, 1]
+
+
+def test_disabled_rests_until_the_reset() -> None:
+    env = FakeEnv(3, max_episode_steps=2, radius=0.0)
+    env.autoreset = AutoresetMode.DISABLED
+    env.reset()
+    env.step(still(env))
+    env.reset(options={"reset_mask": np.array([False, False, True])})
+    push = np.full((3, 2), 0.5, np.float32)
+    ended, *_, info = env.step(push)
+    assert "final_obs" not in info
+    obs, reward, _, truncated, _ = env.step(push)
+    assert truncated.tolist() == [True, True, True]
+    np.testing.assert_array_equal(obs[:2], ended[:2])
+    assert reward[:2].tolist() == [0.0, 0.0]
+    state = env.get_state()
+    other = FakeEnv(3, max_episode_steps=2, radius=0.0)
+    other.set_state(state)
+    assert other.truncated.tolist() == [True, True, True]
+    _, _ = env.reset()
+    assert not env.truncated.any()
+    assert env.step(push)[3].tolist() == [False, False, False]
+
+
+@pytest.mark.parametrize("mask", [np.zeros(2, bool), np.ones(3, bool), np.ones(2), [True, False]])
+def test_a_reset_mask_that_does_not_fit_is_an_error(mask: object) -> None:
+    env = FakeEnv(2)
+    with pytest.raises(InrilError, match=r"reset_mask.*2 booleans"):
+        env.reset(options={"reset_mask": mask})
+
+
+def test_the_mode_is_chosen_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = register_fake_task(monkeypatch)
+    assert envs.make(name, num_envs=1, seed=0).autoreset is AutoresetMode.SAME_STEP
+    assert envs.make(name, num_envs=1, seed=0, autoreset="Disabled").autoreset is AutoresetMode.DISABLED
+    with pytest.raises(InrilError, match=r"autoreset = 'lockstep'.*NextStep, SameStep, Disabled"):
+        envs.make(name, num_envs=1, seed=0, autoreset="lockstep")
+
+
 def test_termination_is_not_truncation() -> None:
     env = FakeEnv(2, max_episode_steps=1, terminate_on_success=True)
     env.reset()

@@ -12,7 +12,7 @@ over all steps of an episode, which shrinks every rotation of a long one; here e
 the layout, and read as that converter does: ``partial_success`` is a success.
 
 A pickle is a program. Files are read by an interpreter that knows arrays, numbers and containers only, so nothing that
-a file brings along is run; see :class:`SafeUnpickler`.
+a file brings along is run; see :mod:`inril_ray.demos.formats.restricted_pickle`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import lzma
-import math
 import os
 import pickle
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +47,7 @@ from inril_ray.demos.episodes import (
     reading,
     recorded_source,
 )
+from inril_ray.demos.formats.restricted_pickle import SafeUnpickler
 from inril_ray.envs.furniture.spec import OBSTACLE_QUAT
 from inril_ray.envs.furniture.tasks import FURNITURE
 from inril_ray.types import FloatArray
@@ -155,110 +154,6 @@ def _named(path: Path) -> list[tuple[Path, str]]:
     if not files:
         raise DemoError(path, f"is no file that ends in {' or '.join(SUFFIXES)}, nor a directory with one.")
     return [(file, file.name if file == path else str(file.relative_to(path))) for file in files]
-
-
-# -- unpickling -------------------------------------------------------------------------------------------------------
-class SafeUnpickler(pickle.Unpickler):
-    """Unpickler that can make numbers, text, containers and plain numeric arrays, and nothing else.
-
-    Names in a pickle are looked up here, never imported, so no function of a file's choice is called. numpy's own
-    constructors are replaced, too: given a type that lies about what it holds, they would take bytes for addresses.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in of a constructor.
-
-        Raises:
-            pickle.UnpicklingError: it is not one of those that the recordings need.
-        """
-        make = CONSTRUCTORS.get((module.replace("numpy._core", "numpy.core"), name))
-        if make is None:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}; only numbers, text, containers and numeric numpy arrays are read"
-            )
-        return _Constructor(make)
-
-
-class _Constructor:
-    """What a pickle gets for a name: it can be called, and has nothing that the pickle could change."""
-
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self._make = make
-
-    def __call__(self, *args: Any) -> Any:
-        return self._make(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it changes a constructor")
-
-
-class _Dtype:
-    """A numeric type: its letter and size, and the byte order that comes as its state."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        if not isinstance(code, str) or not re.fullmatch(r"[<>=|]?([biuf][1248]|U\d{1,4})", code):
-            raise pickle.UnpicklingError(f"it holds an array of {code!r}; numbers are read")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        order = state[1]
-        if order not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"it holds an array with the byte order {order!r}")
-        self.dtype = self.dtype.newbyteorder(order)
-
-
-class _Array(np.ndarray):
-    """An array that takes its content only from as many bytes as its shape needs."""
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, column_major, content = state
-        if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
-            raise pickle.UnpicklingError("it holds an array that is not made of bytes")
-        if len(content) != math.prod(shape) * dtype.dtype.itemsize:
-            raise pickle.UnpicklingError(f"it holds an array of shape {shape} in {len(content)} bytes")
-        super().__setstate__((1, shape, dtype.dtype, bool(column_major), content))
-
-
-def _empty_array(*_: Any) -> _Array:
-    return _Array((0,), np.uint8)
-
-
-def _scalar(dtype: _Dtype, content: bytes) -> Any:
-    values = np.frombuffer(content, dtype.dtype)
-    if len(values) != 1:
-        raise pickle.UnpicklingError(f"it holds {len(values)} numbers where one is stated")
-    return values[0]
-
-
-def _array_of_buffer(content: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _latin1(text: str, _: str) -> bytes:
-    return text.encode("latin-1")
-
-
-def _no_bytes() -> bytes:
-    return b""  # how the older protocols write it
-
-
-CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _empty_array,
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _array_of_buffer,
-    ("_codecs", "encode"): _latin1,
-    ("collections", "OrderedDict"): dict,
-    **{
-        (module, name): make
-        for module in ("builtins", "__builtin__")
-        for name, make in (("set", set), ("frozenset", frozenset), ("bytes", _no_bytes))
-    },
-}
-"""Module and name in a pickle to what makes the object. ``numpy.core`` is ``numpy._core`` from numpy 2 on."""
 
 
 def _load(path: Path, file: Path, name: str) -> dict[str, Any]:
