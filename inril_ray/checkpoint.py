@@ -74,6 +74,26 @@ def complete(root: Path) -> list[int]:
     return sorted(int(m.group(1)) for p in root.iterdir() if (m := NAME.match(p.name)))
 
 
+def newest(root: Path) -> Path:
+    """Return the newest checkpoint under ``root``.
+
+    Raises:
+        InrilError: there is none.
+    """
+    found = complete(root)
+    if not found:
+        raise InrilError(f"No checkpoint in {root}.")
+    return root / f"iteration_{found[-1]:06d}"
+
+
+def adopt(source: Path, root: Path, iteration: int) -> None:
+    """Put a copy of a checkpoint of another run in the place of all those under ``root``."""
+    shutil.rmtree(root, ignore_errors=True)
+    partial = root / ".adopted.partial"
+    shutil.copytree(source, partial)
+    os.replace(partial, root / f"iteration_{iteration:06d}")
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint after verifying it.
 

@@ -88,6 +88,17 @@ def parser() -> argparse.ArgumentParser:
     verdict.add_argument("--local", action="store_true", help="one process, without Ray")
     verdict.set_defaults(command=_verdict)
 
+    sweep = commands.add_parser(
+        "sweep", help="search over interleaving ratio, separation and anything else, with Ray Tune"
+    )
+    sweep.add_argument("file", type=Path, help="YAML file, such as tune_configs/interleaving_ratio.yaml")
+    sweep.add_argument("--out", type=Path, help="directory (default: runs/sweep-NAME-TIME); go on there if it exists")
+    sweep.add_argument("--max-hours", type=float, help="refuse to start where the estimate of wall time is longer")
+    sweep.add_argument(
+        "--local", action="store_true", help="one process for each trial, instead of learner and workers"
+    )
+    sweep.set_defaults(command=_sweep)
+
     demos = commands.add_parser("demos", help="make, inspect and convert demonstrations")
     kinds = demos.add_subparsers(required=True, metavar="ACTION")
     make = kinds.add_parser("make", help="record a script, a planner or a partly trained policy, as the task has it")
@@ -129,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     download.add_argument("--out", type=Path, default=Path("demos"), help="directory (default: demos)")
     download.set_defaults(command=_demos_download)
 
-    report = commands.add_parser("report", help="write report.html of a run or a verdict")
+    report = commands.add_parser("report", help="write report.html of a run, a verdict or a sweep")
     report.add_argument("directory", type=Path)
     report.set_defaults(command=_report)
 
@@ -254,17 +265,20 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _verdict(arguments: argparse.Namespace) -> None:
-    from inril_ray.experiment import load_config
+    from inril_ray.experiment import load_config, resolved
     from inril_ray.report import write_run_report, write_verdict_report
     from inril_ray.run import run
+    from inril_ray.tracking.mlflow import parent_of
     from inril_ray.verdict import DEFAULT_ARMS, result_lines, verdict
 
     layers = _layers(arguments)
-    out = arguments.out or _default_out("verdict", load_config(layers).task)
+    config = load_config(layers)
+    out = arguments.out or _default_out("verdict", config.task)
     make_backend = _make_backend(arguments.local)
+    parent = parent_of(out, config.tracking, {"seeds": arguments.seeds, "bc_reg": arguments.bc_reg, **resolved(config)})
 
     def run_one(config: Any, path: Path, resume: bool) -> dict[str, Any]:
-        summary = run(config, path, make_backend, resume=resume)
+        summary = run(config, path, make_backend, resume=resume, parent=out)
         write_run_report(path)
         return summary
 
@@ -272,6 +286,22 @@ def _verdict(arguments: argparse.Namespace) -> None:
     result = verdict(layers, out, seeds=arguments.seeds, run_one=run_one, arms=arms)
     print("\n".join(result_lines(result)))
     print(f"Report: {write_verdict_report(out)}")
+    if parent is not None:
+        parent.finish(
+            {f"{arm} iqm": a["iqm"]["value"] for arm, a in result["arms"].items()}, ("verdict.json", "report.html")
+        )
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from inril_ray.report import write_sweep_report
+    from inril_ray.sweep import read_sweep, result_lines
+    from inril_ray.tune import run_sweep
+
+    sweep = read_sweep(arguments.file)
+    out = arguments.out or _default_out("sweep", sweep.name)
+    result = run_sweep(sweep, out, local=arguments.local, max_hours=arguments.max_hours)
+    print("\n".join(result_lines(result)))
+    print(f"Report: {write_sweep_report(out)}")
 
 
 def _demos_make(arguments: argparse.Namespace) -> None:
@@ -345,9 +375,10 @@ def _demos_download(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from inril_ray.report import write_run_report, write_verdict_report
+    from inril_ray.report import write_run_report, write_sweep_report, write_verdict_report
 
-    write = write_verdict_report if (arguments.directory / "verdict.json").is_file() else write_run_report
+    writers = {"sweep.json": write_sweep_report, "verdict.json": write_verdict_report}
+    write = next((w for name, w in writers.items() if (arguments.directory / name).is_file()), write_run_report)
     print(f"Report: {write(arguments.directory)}")
 
 

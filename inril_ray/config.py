@@ -99,6 +99,18 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``{"a.b": 1, "c": 2}`` into ``{"a": {"b": 1}, "c": 2}``."""
+    result: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *sections, last = key.split(".")
+        inner: Any = {last: value}
+        for name in reversed(sections):
+            inner = {name: inner}
+        result = merge(result, inner)
+    return result
+
+
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with the values of ``top`` laid over it, section by section."""
     result = dict(base)

@@ -478,6 +478,8 @@ class Learner:
             load_module(self._cloned, state["cloned"])
         for name, optimizer in self.optimizers().items():
             load_optimizer(optimizer, state["optimizers"][name])
+        for group in self.il_optimizer.param_groups:  # the configuration's, which a population changes on the way
+            group["lr"] = self.config.il_lr
         self.counters = dict(state["counters"])
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self.demo_rng.bit_generator.state = state["demo_rng"]

@@ -13,7 +13,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -182,6 +182,9 @@ def run(
     make_backend: Callable[[ExperimentConfig, DemoArrays], Backend],
     *,
     resume: bool = False,
+    demos: DemoArrays | None = None,
+    parent: Path | None = None,
+    trackers: Sequence[Tracker] = (),
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Run an experiment from demonstrations to summary.
@@ -191,6 +194,9 @@ def run(
         run_dir: where everything goes; must be new unless resuming.
         make_backend: makes the parts.
         resume: go on from the newest intact checkpoint in ``run_dir``.
+        demos: where they are in memory already; otherwise they are loaded from the configured file.
+        parent: directory of the sweep or verdict that the run is part of.
+        trackers: further ones, beside those of the configuration.
         say: prints a line.
 
     Returns:
@@ -204,7 +210,7 @@ def run(
         raise InrilError(
             f"{run_dir} already holds a run. Go on with it by --resume {run_dir}, or choose another --out."
         )
-    demos = load_demos(config)
+    demos = load_demos(config) if demos is None else demos
     saved, warnings = checkpoint.read_latest(run_dir / "checkpoints") if resume else (None, [])
     for warning in warnings:
         say(f"Passed over: {warning}")
@@ -216,19 +222,19 @@ def run(
         {"config": plain, "hash": fingerprint(plain), **provenance(), "demos": dataclasses.asdict(demos.info)},
     )
     backend = make_backend(config, demos)
-    trackers: list[Tracker] = []
-    session = Session(config, run_dir, backend, trackers, say)
+    active: list[Tracker] = []
+    session = Session(config, run_dir, backend, active, say)
     try:
         session.start(saved)
         if saved is not None:
             drop_after(run_dir, session.iteration)
-        trackers += _trackers(config, run_dir, plain)
+        active += [*_trackers(config, run_dir, plain, parent), *trackers]
         if saved is None:
             session.log_base()
         session.iterate()
         return session.finish(demos)
     finally:
-        for tracker in trackers:
+        for tracker in active:
             tracker.close()
         backend.close()
 
@@ -382,7 +388,7 @@ def _text(outcome: Mapping[str, Any]) -> str:
     return f"{score_text(outcome)}, {outcome['eval_episodes']:.0f} episodes"
 
 
-def _trackers(config: ExperimentConfig, run_dir: Path, plain: Mapping[str, Any]) -> list[Tracker]:
+def _trackers(config: ExperimentConfig, run_dir: Path, plain: Mapping[str, Any], parent: Path | None) -> list[Tracker]:
     context = TrackerContext(
         run_dir=run_dir,
         name=run_dir.name,
@@ -390,8 +396,29 @@ def _trackers(config: ExperimentConfig, run_dir: Path, plain: Mapping[str, Any])
         num_iterations=config.num_iterations,
         mlflow_uri=config.tracking.mlflow_uri,
         mlflow_experiment=config.tracking.mlflow_experiment,
+        parent=parent,
     )
     return [resolve(TRACKERS, name, "tracker")(context) for name in config.tracking.trackers]
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Tell whether a run can go on."""
+    return bool(checkpoint.complete(run_dir / "checkpoints"))
+
+
+def finished(run_dir: Path, config: ExperimentConfig) -> dict[str, Any] | None:
+    """Return the summary of a run that is finished, None of one that is not.
+
+    Raises:
+        InrilError: it is of another configuration.
+    """
+    file = run_dir / "summary.json"
+    if not file.is_file():
+        return None
+    summary = json.loads(file.read_text())
+    if summary["config_hash"] != fingerprint(resolved(config)):
+        raise InrilError(f"{run_dir} holds a run of another configuration; choose another --out.")
+    return summary
 
 
 def read_pretrained(run_dir: Path) -> dict[str, Any]:

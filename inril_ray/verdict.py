@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from inril_ray.config import fingerprint
-from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved
-from inril_ray.run import provenance, write_json
+from inril_ray.experiment import ExperimentConfig, load_config, load_demos
+from inril_ray.run import finished, has_checkpoint, provenance, write_json
 from inril_ray.statistics import (
     Estimate,
     Measure,
@@ -89,7 +87,7 @@ def verdict(
             own = {"seed": seed, "pretrained": str(base_dir), "video": False, **changes}
             arm_config = load_config([*layers, own])
             path = directory / f"{arm}_seed{seed}"
-            summaries[arm].append(_finished(path, arm_config) or run_one(arm_config, path, _has_checkpoint(path)))
+            summaries[arm].append(finished(path, arm_config) or run_one(arm_config, path, has_checkpoint(path)))
             paths[arm].append(path.name)
     result = compare(summaries, paths, seeds)
     demos = load_demos(config).info
@@ -112,24 +110,10 @@ def _base_policy(
     path = directory / "base"
     only = {"num_iterations": 1, "video": False, "evaluation": {"final_episodes": 1}}
     base_config = load_config([*layers, only])
-    if _finished(path, base_config) is None:
+    if finished(path, base_config) is None:
         say("--- cloning the policy that every run starts from")
-        run_one(base_config, path, _has_checkpoint(path))
+        run_one(base_config, path, has_checkpoint(path))
     return path.resolve()
-
-
-def _has_checkpoint(path: Path) -> bool:
-    return (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
-
-
-def _finished(path: Path, config: ExperimentConfig) -> dict[str, Any] | None:
-    file = path / "summary.json"
-    if not file.is_file():
-        return None
-    summary = json.loads(file.read_text())
-    if summary["config_hash"] != fingerprint(resolved(config)):
-        raise InrilError(f"{path} holds a run of another configuration; choose another --out.")
-    return summary
 
 
 def compare(

@@ -38,6 +38,17 @@ def connect(config: ExperimentConfig) -> None:
         InrilError: the cluster has too few CPUs for the workers and the learner; gives both numbers.
     """
     needed = config.compute.num_workers + 1
+    start_ray(needed)
+    total = ray.cluster_resources().get("CPU", 0.0)
+    if total < needed:
+        raise InrilError(
+            f"compute.num_workers = {config.compute.num_workers}: workers and learner need {needed} CPUs, "
+            f"the cluster has {total:.0f}."
+        )
+
+
+def start_ray(num_cpus: int) -> None:
+    """Join the cluster that this process belongs to, or start a local one with at least so many logical CPUs."""
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray 2.60 warns that this will become its default: leave the GPU variables of CPU-only actors alone.
@@ -49,13 +60,7 @@ def connect(config: ExperimentConfig) -> None:
             # Here they are the job. Measured: beside two busy processes a learner did not start within 300 s.
             os.environ.setdefault("RAY_worker_niceness", "0")
             # Logical CPUs: in sync mode workers and learner take turns, so a local cluster may have more than cores.
-            ray.init(num_cpus=max(available_cpus(), needed), logging_level=logging.WARNING, log_to_driver=True)
-    total = ray.cluster_resources().get("CPU", 0.0)
-    if total < needed:
-        raise InrilError(
-            f"compute.num_workers = {config.compute.num_workers}: workers and learner need {needed} CPUs, "
-            f"the cluster has {total:.0f}."
-        )
+            ray.init(num_cpus=max(available_cpus(), num_cpus), logging_level=logging.WARNING, log_to_driver=True)
 
 
 @dataclass
@@ -73,13 +78,14 @@ class RayBackend:
 
     Args:
         config: of the run.
-        demos: demonstrations.
+        demos: demonstrations, or the handle of a service that holds them for several runs.
     """
 
-    def __init__(self, config: ExperimentConfig, demos: DemoArrays) -> None:
+    def __init__(self, config: ExperimentConfig, demos: DemoArrays | list[Any]) -> None:
         self.config = config
         connect(config)
-        self.demos = DemoService(demos)
+        self._own_demos = None if isinstance(demos, list) else DemoService(demos)
+        handle = demos if self._own_demos is None else self._own_demos.handle
         self.restarts = 0
         self._restarts_of = [0] * config.compute.num_workers
         self._states: list[Any] = [None] * config.compute.num_workers
@@ -88,7 +94,7 @@ class RayBackend:
             gpus = 1
         elif config.compute.device == "cuda":
             raise InrilError("compute.device = 'cuda': the cluster has no GPU.")
-        self.learner = LearnerActor.options(num_cpus=1, num_gpus=gpus).remote(config, self.demos.handle)
+        self.learner = LearnerActor.options(num_cpus=1, num_gpus=gpus).remote(config, handle)
         self.workers = [self._spawn(i) for i in range(config.compute.num_workers)]
         self._flights: dict[int, Flight] = {}
         self._generation = 0

@@ -11,6 +11,7 @@ from inril_ray.report.records import Points
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 390, 26, 206
+ROW = 34
 MAX_MARKED = 60
 """Longer series are drawn without a mark at each value."""
 ENV_STEPS = "Environment steps (control steps)"
@@ -183,6 +184,56 @@ def dot_chart(
     )
     caption = tag("figcaption", title, tag("span", note, class_="note"))
     return tag("figure", caption, keys, _svg(f"{title}. {y_label}. " + " ".join(parts), drawn, BOTTOM + 30))
+
+
+Row = tuple[str, Sequence[float], float | None, float | None, float | None]
+"""Label, values, their mean and the ends of its interval."""
+
+
+def interval_chart(
+    title: str, x_label: str, rows: Sequence[Row], reference: float | None, x_range: tuple[float, float] | None
+) -> Html:
+    """Return a figure of rows, one below the other: values as dots, mean and interval above them.
+
+    Args:
+        title: of the figure.
+        x_label: with its unit.
+        rows: from top to bottom.
+        reference: place of a vertical line, the base policy's score; None for none.
+        x_range: ends of the horizontal axis; None covers all values.
+    """
+    values = [v for _, own, *ends in rows for v in (*own, *ends, reference) if v is not None]
+    low, high = x_range or (min(values, default=0.0), max(values, default=1.0))
+    ticks = nice_ticks(low, high)
+    bottom = TOP + ROW * len(rows)
+    x = Scale(ticks[0], ticks[-1], 10, RIGHT)
+    drawn = [tag("text", x_label, x=10, y=12, class_="strong")]
+    for tick in ticks:
+        drawn.append(tag("line", x1=x(tick), x2=x(tick), y1=TOP, y2=bottom, class_="grid"))
+        drawn.append(tag("text", tick_text(tick), x=x(tick), y=bottom + 16, text_anchor="middle"))
+    if reference is not None:
+        drawn.append(tag("line", x1=x(reference), x2=x(reference), y1=TOP, y2=bottom, class_="reference"))
+        drawn.append(tag("text", "base policy", x=x(reference), y=bottom + 30, text_anchor="middle"))
+    for i, (label, own, mean, left, right) in enumerate(rows):
+        y = TOP + ROW * i + 26
+        marks = [tag("text", label, x=12, y=y - 10, class_="strong")]
+        if left is not None and right is not None:
+            ends = (min(max(x(v), 10), RIGHT) for v in (left, right))
+            marks.append(tag("line", x1=next(ends), x2=next(ends), y1=y, y2=y, class_="bar"))
+        marks += [tag("circle", tag("title", f"{label}: {v:.1f}"), cx=x(v), cy=y, r=3.5, class_="hollow") for v in own]
+        if mean is not None:
+            turned = f"rotate(45 {x(mean)} {y})"
+            marks.append(tag("rect", x=x(mean) - 5, y=y - 5, width=10, height=10, transform=turned, class_="dot"))
+        drawn.append(tag("g", *marks, class_="s1"))
+    said = [f"{label}: {'no mean' if mean is None else f'{mean:.1f}'}." for label, _, mean, *_ in rows]
+    keys = tag(
+        "div",
+        tag("span", _sample(tag("circle", cx=13, cy=6, r=3.5, class_="s1 hollow")), "one run"),
+        tag("span", _sample(tag("rect", x=9, y=2, width=8, height=8, transform="rotate(45 13 6)", class_="s1 dot")),
+            "mean, 95 % interval"),
+        class_="legend",
+    )  # fmt: skip
+    return tag("figure", tag("figcaption", title), keys, _svg(f"{title}. {' '.join(said)}", drawn, bottom + 36))
 
 
 def _summary(group: Group, c: float, y: Scale) -> list[Html]:

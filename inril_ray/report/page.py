@@ -44,6 +44,10 @@ tbody th { font-weight: 400; color: var(--quiet); }
 .number td, .number thead th:not(:first-child) { text-align: right; padding-right: 0; padding-left: .75rem; }
 .number td { white-space: nowrap; }
 .number td.wrap { white-space: normal; }
+.heat { width: auto; border-collapse: separate; border-spacing: 3px; }
+.heat th, .heat td { border: 0; padding: .45rem .8rem; }
+.heat td { text-align: center; background: color-mix(in srgb, var(--s1) var(--share, 0%), var(--panel)); }
+.heat td span { display: block; font-size: .8rem; white-space: nowrap; }
 .facts td { overflow-wrap: anywhere; }
 .facts th { width: 9rem; }
 details { border-top: 1px solid var(--rule); padding: .6rem 0; }

@@ -3,57 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inril_ray.report.charts import Chart, Group, Series, dot_chart, line_chart
+from inril_ray.report.arms import Arm, arm_series, hundred, origin, read_arms, spread
+from inril_ray.report.charts import Chart, Group, dot_chart, line_chart
 from inril_ray.report.page import Html, details, facts, number_table, page, section, tag, write_page
 from inril_ray.report.records import (
-    Points,
     at,
     count,
     interval,
     mapping,
     number,
     percent,
-    points,
-    read_records,
     read_tree,
     result_text,
     source_label,
 )
 from inril_ray.statistics import Measure, measure_of
 from inril_ray.types import InrilError
-
-Curve = dict[float, tuple[float, float]]
-"""Iteration to (environment steps, value)."""
-COLORS = ("s2", "s1", "s3", "s0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One way to train, with its runs."""
-
-    key: str
-    label: str
-    values: dict[str, Any]
-    color: str
-    records: list[list[dict[str, Any]]]
-    """Metric records of each run that left any."""
-
-    def numbers(self, name: str) -> list[float]:
-        """Return the numbers of one value, by seed."""
-        values = self.values.get(name)
-        return [v for x in values if (v := number(x)) is not None] if isinstance(values, list) else []
-
-    def curves(self, metric: str, scale: float = 1.0) -> list[Curve]:
-        """Return a metric of every run that recorded it; of a repeated iteration the last value counts."""
-        found: list[Curve] = []
-        for records in self.records:
-            curve = {number(r.get("iteration")): p for r in records for p in points([r], metric, scale)}
-            found.append({iteration: p for iteration, p in curve.items() if iteration is not None})
-        return [curve for curve in found if curve]
 
 
 def write_verdict_report(verdict_dir: Path) -> Path:
@@ -89,23 +57,6 @@ def write_verdict_report(verdict_dir: Path) -> Path:
     return write_page(verdict_dir / "report.html", document)
 
 
-def read_arms(verdict_dir: Path, arms: dict[str, Any]) -> tuple[list[Arm], list[str]]:
-    """Return the arms with the records of their runs, and sentences about runs that left none."""
-    found, missing = [], []
-    for (key, values), color in zip(arms.items(), COLORS * len(arms), strict=False):
-        values = values if isinstance(values, dict) else {}
-        records = []
-        for name in values.get("runs") or []:
-            read, problem = read_records(verdict_dir / str(name))
-            if problem:
-                missing.append(f"Run {name} is not in the curves: {problem}")
-            else:
-                records.append(read)
-        label = str(values.get("label") or key)
-        found.append(Arm(key=key, label=label, values=values, color=color, records=records))
-    return found, missing
-
-
 def _sentences(result: dict[str, Any]) -> list[Html]:
     comparisons = result.get("comparisons")
     sentences = [at(c, "sentence") for c in comparisons.values()] if isinstance(comparisons, dict) else []
@@ -119,7 +70,7 @@ def _conditions(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Htm
         "p",
         tag("span", source, class_="label"),
         f" {len(seeds)} paired seeds ({', '.join(map(str, seeds))}); every run starts from the same cloned policy, "
-        f"makes {_spread(_env_steps(arms))} environment steps and is evaluated on "
+        f"makes {spread(_env_steps(arms))} environment steps and is evaluated on "
         f"{count(result.get('episodes_per_run'))} episodes. "
         "Unless said otherwise, intervals are 95 % stratified bootstrap intervals over seeds. Evaluation starts from "
         "initial states disjoint from those of training.",
@@ -139,24 +90,24 @@ def _arms(result: dict[str, Any], arms: Sequence[Arm], source: str, measure: Mea
             [f"{measure.word.capitalize()}, seed {seed}", *(percent(s[i], unit) if i < len(s) else "–" for s in scores)]
         )
     rows += [
-        ["Env steps per run", *(_spread(a.numbers("env_steps")) for a in arms)],
-        ["RL gradient steps per run", *(_spread(a.numbers("rl_updates")) for a in arms)],
-        ["IL gradient steps per run", *(_spread(a.numbers("il_updates")) for a in arms)],
-        ["Seconds per run", *(_spread(a.numbers("seconds")) for a in arms)],
+        ["Env steps per run", *(spread(a.numbers("env_steps")) for a in arms)],
+        ["RL gradient steps per run", *(spread(a.numbers("rl_updates")) for a in arms)],
+        ["IL gradient steps per run", *(spread(a.numbers("il_updates")) for a in arms)],
+        ["Seconds per run", *(spread(a.numbers("seconds")) for a in arms)],
     ]
     table = tag("div", number_table(("", *(a.label for a in arms)), rows))
     groups = [
         Group(
             label=a.label,
             values=[100 * s for s in a.numbers("scores")],
-            center=_hundred(iqm),
-            low=_hundred(at(a.values, "iqm", "low")),
-            high=_hundred(at(a.values, "iqm", "high")),
+            center=hundred(iqm),
+            low=hundred(at(a.values, "iqm", "low")),
+            high=hundred(at(a.values, "iqm", "high")),
             color=a.color,
         )
         for a, iqm in zip(arms, iqms, strict=True)
     ]
-    base = _hundred(at(result, "base", "score"))
+    base = hundred(at(result, "base", "score"))
     chart = dot_chart(
         f"Final {measure.name} by arm",
         measure.axis,
@@ -191,20 +142,8 @@ def _gradient_steps(arms: Sequence[Arm]) -> str:
     )
 
 
-def _hundred(value: Any) -> float | None:
-    found = number(value)
-    return None if found is None else 100 * found
-
-
 def _env_steps(arms: Sequence[Arm]) -> list[float]:
     return [steps for arm in arms for steps in arm.numbers("env_steps")]
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "not recorded"
-    low, high = count(min(values)), count(max(values))
-    return low if low == high else f"{low} to {high}"
 
 
 def _comparisons(result: dict[str, Any], arms: Sequence[Arm], measure: Measure) -> Html:
@@ -221,7 +160,7 @@ def _comparisons(result: dict[str, Any], arms: Sequence[Arm], measure: Measure) 
         return interval(at(comparison, key, "low"), at(comparison, key, "high"), sign="+")
 
     def value(comparison: Any) -> str:
-        found = _hundred(at(comparison, "difference", "value"))
+        found = hundred(at(comparison, "difference", "value"))
         return "not recorded" if found is None else f"{found:+.1f}".replace("-", "−")
 
     def improvement(comparison: Any) -> str:
@@ -273,43 +212,7 @@ def _curves(arms: Sequence[Arm], source: str, measure: Measure) -> Html:
     return section("The runs", tag("div", line_chart(scores), line_chart(rho), class_="charts"))
 
 
-def arm_series(arms: Sequence[Arm], metric: str, scale: float = 1.0) -> list[Series]:
-    """Return the runs of every arm as thin lines below their means as bold ones."""
-    runs, means = [], []
-    for i, arm in enumerate(arms):
-        curves = arm.curves(metric, scale)
-        runs.extend(
-            Series(
-                label=arm.label,
-                points=list(curve.values()),
-                color=arm.color,
-                look="thin",
-                marked=False,
-                in_legend=False,
-            )
-            for curve in curves
-        )
-        look = "bold dashed" if i == 0 else "bold"
-        mean = Series(label=f"{arm.label}, mean", points=mean_curve(curves), color=arm.color, look=look, marked=False)
-        means.append(mean)
-    return runs + means
-
-
-def mean_curve(curves: Sequence[Curve]) -> Points:
-    """Return the mean of curves, of steps and of values, at the iterations that all of them have."""
-    shared = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
-    groups = [list(zip(*(c[iteration] for c in curves), strict=True)) for iteration in shared]
-    return [(sum(steps) / len(steps), sum(values) / len(values)) for steps, values in groups]
-
-
 def _provenance(result: dict[str, Any], arms: Sequence[Arm]) -> Html:
-    demos = result.get("demos") or {}
-    rows = [
-        ("Demonstrations", f"{at(demos, 'source')}, {at(demos, 'file')} ({str(at(demos, 'hash'))[:12]})"),
-        ("Commit", result.get("commit")),
-        *((name, "none" if value is None else value) for name, value in (result.get("machine") or {}).items()),
-        *(result.get("versions") or {}).items(),
-    ]
     changes = [
         (a.label, ", ".join(f"{k} = {v}" for k, v in (a.values.get("overrides") or {}).items()) or "nothing")
         for a in arms
@@ -320,5 +223,5 @@ def _provenance(result: dict[str, Any], arms: Sequence[Arm]) -> Html:
         tag("h3", "What each arm changes in the configuration"),
         facts(changes),
         details("Run directories", facts(runs)),
-        details("Demonstrations, machine and versions", facts(rows)),
+        details("Demonstrations, machine and versions", facts(origin(result))),
     )

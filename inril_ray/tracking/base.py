@@ -20,3 +20,5 @@ class TrackerContext:
     mlflow_uri: str | None
     """Tracking server or store; None is a local one beside the run directory."""
     mlflow_experiment: str
+    parent: Path | None = None
+    """Directory of the sweep or verdict that the run is part of."""

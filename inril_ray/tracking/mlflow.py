@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from inril_ray.tracking.base import TrackerContext
+from inril_ray.types import InrilError
 
 ID_FILE = "mlflow_run_id"
+PARENT_TAG = "mlflow.parentRunId"
+ARTIFACTS = "mlartifacts"
+
+
+def connect(uri: str) -> Any:
+    """Return a client of a store or tracking server, without its chatter."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # its notes on creating the store are not for our users
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _run_of(
+    client: Any, directory: Path, experiment: str, name: str, artifacts: Path | None, parent: Path | None = None
+) -> tuple[str, bool]:
+    """Return the MLflow run of a directory, and whether it is new.
+
+    A new experiment of a local store keeps its artifacts beside it, not where the command happened to be started.
+    """
+    id_file = directory / ID_FILE
+    if id_file.is_file():
+        run_id = id_file.read_text().strip()
+        client.update_run(run_id, status="RUNNING")
+        return run_id, False
+    found = client.get_experiment_by_name(experiment)
+    place = {"artifact_location": artifacts.resolve().as_uri()} if artifacts else {}
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, **place)
+    tags = {PARENT_TAG: (parent / ID_FILE).read_text().strip()} if parent else {}
+    run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+    id_file.write_text(run_id)
+    return run_id, True
 
 
 class MlflowTracker:
-    """One MLflow run for each run directory; a resumed run goes on in the same one."""
+    """One MLflow run for each run directory; a resumed run goes on in the same one.
+
+    Runs of a sweep or a verdict are nested in its run, if it has one; see :class:`MlflowParent`.
+    """
 
     def __init__(self, context: TrackerContext) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # its notes on creating the store are not for our users
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        from mlflow.tracking import MlflowClient
-
-        uri = context.mlflow_uri or local_store(context.run_dir.parent)
-        self._client = MlflowClient(tracking_uri=uri)
+        parent = context.parent if context.parent and (context.parent / ID_FILE).is_file() else None
+        store = (parent or context.run_dir).parent
+        self._client = connect(context.mlflow_uri or local_store(store))
         self._run_dir = context.run_dir
-        id_file = context.run_dir / ID_FILE
-        if id_file.is_file():
-            self._run_id = id_file.read_text().strip()
-            self._client.update_run(self._run_id, status="RUNNING")
-        else:
-            experiment = self._client.get_experiment_by_name(context.mlflow_experiment)
-            experiment_id = (
-                experiment.experiment_id if experiment else self._client.create_experiment(context.mlflow_experiment)
-            )
-            self._run_id = self._client.create_run(experiment_id, run_name=context.name).info.run_id
-            id_file.write_text(self._run_id)
+        artifacts = None if context.mlflow_uri else store / ARTIFACTS
+        self._run_id, new = _run_of(
+            self._client, context.run_dir, context.mlflow_experiment, context.name, artifacts, parent
+        )
+        if new:
             for key, value in _flat(context.config).items():
                 self._client.log_param(self._run_id, key, str(value)[:500])
 
@@ -52,16 +80,93 @@ class MlflowTracker:
 
     def close(self) -> None:
         """Attach the summary and mark the run as finished."""
-        for name in ("config.json", "summary.json", "report.html"):
-            if (self._run_dir / name).is_file():
-                self._client.log_artifact(self._run_id, str(self._run_dir / name))
+        _attach(self._client, self._run_id, self._run_dir, ("config.json", "summary.json", "report.html", "media"))
         finished = (self._run_dir / "summary.json").is_file()
         self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
 
 
+class MlflowParent:
+    """The MLflow run of a sweep or a verdict, which those of its runs are nested in.
+
+    Args:
+        directory: of the sweep or verdict; the store is beside it unless there is a server.
+        uri: of the tracking server; None is a local store.
+        experiment: name.
+        params: what was asked for.
+    """
+
+    def __init__(self, directory: Path, uri: str | None, experiment: str, params: Mapping[str, Any]) -> None:
+        self._client = connect(uri or local_store(directory.parent))
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        artifacts = None if uri else directory.parent / ARTIFACTS
+        self._run_id, new = _run_of(self._client, directory, experiment, directory.name, artifacts)
+        if new:
+            for key, value in _flat(params).items():
+                self._client.log_param(self._run_id, key, str(value)[:500])
+
+    def finish(self, metrics: Mapping[str, float], artifacts: Sequence[str], stopped: Sequence[Path] = ()) -> None:
+        """Write the outcome, and mark as ended what a scheduler cut short.
+
+        Args:
+            metrics: name to value.
+            artifacts: files and folders of the directory, those that there are.
+            stopped: directories of runs that were ended from outside.
+        """
+        for name, value in metrics.items():
+            self._client.log_metric(self._run_id, name, value)
+        _attach(self._client, self._run_id, self._directory, artifacts)
+        for path in stopped:
+            if (path / ID_FILE).is_file():
+                self._client.set_terminated((path / ID_FILE).read_text().strip(), "KILLED")
+        self._client.set_terminated(self._run_id, "FINISHED")
+
+    def register(self, name: str, folder: str, tags: Mapping[str, str]) -> str:
+        """Register a folder of the directory as a new version of a model; return ``name`` and version.
+
+        Raises:
+            InrilError: the store has no registry or refuses the name.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with contextlib.suppress(MlflowException):  # it exists
+                self._client.create_registered_model(name)
+            source = f"{self._client.get_run(self._run_id).info.artifact_uri}/{folder}"
+            version = self._client.create_model_version(name, source, self._run_id, tags=dict(tags))
+        except MlflowException as error:
+            raise InrilError(f"MLflow does not register {name!r}: {error.message}") from None
+        return f"{name} version {version.version}"
+
+
+def parent_of(directory: Path, tracking: Any, params: Mapping[str, Any]) -> MlflowParent | None:
+    """Return the MLflow run of a sweep or a verdict, None where MLflow is not among its trackers.
+
+    Args:
+        directory: of the sweep or verdict.
+        tracking: section ``tracking`` of the configuration.
+        params: what was asked for.
+    """
+    if "mlflow" not in tracking.trackers:
+        return None
+    return MlflowParent(directory, tracking.mlflow_uri, tracking.mlflow_experiment, params)
+
+
+def _attach(client: Any, run_id: str, directory: Path, names: Sequence[str]) -> None:
+    for name in names:
+        path = directory / name
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), name)
+        elif path.is_file():
+            client.log_artifact(run_id, str(path))
+
+
 def local_store(directory: Path) -> str:
-    """Return the address of the local store beside the run directories: one SQLite file, artifacts next to it."""
-    return f"sqlite:///{(directory / 'mlflow.db').resolve()}"
+    """Return the address of the local store beside the run directories: one SQLite file, artifacts next to it.
+
+    Trials of a sweep write to it at the same time, so each waits for the others.
+    """
+    return f"sqlite:///{(directory / 'mlflow.db').resolve()}?timeout=60"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from inril_ray.report import write_run_report, write_verdict_report
+from inril_ray.report.arms import mean_curve
 from inril_ray.report.charts import (
     Chart,
     Scale,
@@ -20,7 +21,6 @@ from inril_ray.report.charts import (
 from inril_ray.report.page import Html, tag
 from inril_ray.report.records import interval, number, points
 from inril_ray.report.run_report import imitation_steps
-from inril_ray.report.verdict_report import mean_curve
 from inril_ray.types import InrilError
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"

@@ -1,0 +1,111 @@
+"""What reports of several runs share: groups of runs, their curves, where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inril_ray.report.charts import Series
+from inril_ray.report.records import Points, at, count, number, points, read_records
+
+Curve = dict[float, tuple[float, float]]
+"""Iteration to (environment steps, value)."""
+COLORS = ("s2", "s1", "s3", "s0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train, with its runs."""
+
+    key: str
+    label: str
+    values: dict[str, Any]
+    color: str
+    records: list[list[dict[str, Any]]]
+    """Metric records of each run that left any."""
+
+    def numbers(self, name: str) -> list[float]:
+        """Return the numbers of one value, by seed."""
+        values = self.values.get(name)
+        return [v for x in values if (v := number(x)) is not None] if isinstance(values, list) else []
+
+    def curves(self, metric: str, scale: float = 1.0) -> list[Curve]:
+        """Return a metric of every run that recorded it; of a repeated iteration the last value counts."""
+        found: list[Curve] = []
+        for records in self.records:
+            curve = {number(r.get("iteration")): p for r in records for p in points([r], metric, scale)}
+            found.append({iteration: p for iteration, p in curve.items() if iteration is not None})
+        return [curve for curve in found if curve]
+
+
+def read_arms(directory: Path, arms: dict[str, Any]) -> tuple[list[Arm], list[str]]:
+    """Return the arms with the records of their runs, and sentences about runs that left none."""
+    found, missing = [], []
+    for (key, values), color in zip(arms.items(), COLORS * len(arms), strict=False):
+        values = values if isinstance(values, dict) else {}
+        records = []
+        for name in values.get("runs") or []:
+            read, problem = read_records(directory / str(name))
+            if problem:
+                missing.append(f"Run {name} is not in the curves: {problem}")
+            else:
+                records.append(read)
+        label = str(values.get("label") or key)
+        found.append(Arm(key=key, label=label, values=values, color=color, records=records))
+    return found, missing
+
+
+def arm_series(arms: Sequence[Arm], metric: str, scale: float = 1.0) -> list[Series]:
+    """Return the runs of every arm as thin lines below their means as bold ones."""
+    runs, means = [], []
+    for i, arm in enumerate(arms):
+        curves = arm.curves(metric, scale)
+        runs.extend(
+            Series(
+                label=arm.label,
+                points=list(curve.values()),
+                color=arm.color,
+                look="thin",
+                marked=False,
+                in_legend=False,
+            )
+            for curve in curves
+        )
+        look = "bold dashed" if i == 0 else "bold"
+        mean = Series(label=f"{arm.label}, mean", points=mean_curve(curves), color=arm.color, look=look, marked=False)
+        means.append(mean)
+    return runs + means
+
+
+def mean_curve(curves: Sequence[Curve]) -> Points:
+    """Return the mean of curves, of steps and of values, at the iterations that all of them have."""
+    shared = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
+    groups = [list(zip(*(c[iteration] for c in curves), strict=True)) for iteration in shared]
+    return [(sum(steps) / len(steps), sum(values) / len(values)) for steps, values in groups]
+
+
+def hundred(value: Any) -> float | None:
+    """Return a share in per cent, None where there is none."""
+    found = number(value)
+    return None if found is None else 100 * found
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return one number, or the two ends of several."""
+    if not values:
+        return "not recorded"
+    low, high = count(min(values)), count(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def origin(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return demonstrations, commit, machine and versions as rows of a table."""
+    demos = result.get("demos") or {}
+    return [
+        ("Demonstrations", f"{at(demos, 'source')}, {at(demos, 'file')} ({str(at(demos, 'hash'))[:12]})"),
+        ("Commit", result.get("commit")),
+        *((name, "none" if value is None else value) for name, value in (result.get("machine") or {}).items()),
+        *(result.get("versions") or {}).items(),
+    ]

@@ -1,0 +1,408 @@
+"""Sweeps: which settings are tried at which seeds, what came of it, and which one wins.
+
+Knows no Ray: :mod:`inril_ray.tune` runs what is planned here, and tells how each trial ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from inril_ray.config import build, config, fingerprint, nested, read_yaml, to_dict
+from inril_ray.experiment import ExperimentConfig, load_config, resolved, shipped_config
+from inril_ray.statistics import SUCCESS, Measure, mean_estimate, measure_of, probability_of_improvement
+from inril_ray.tracking.jsonl import read_metrics
+from inril_ray.types import FloatArray, InrilError
+from inril_ray.verdict import judge
+
+CONTROL = "rl_only"
+"""Schedule of the setting that all others are held against."""
+CLONING_KEYS = ("task", "demos", "policy", "seed", "env", "actor", "pretrain")
+"""Sections of a configuration that decide what a cloned policy is."""
+PBT_KEYS = (
+    "rl.actor_lr", "rl.critic_lr", "rl.clip_ratio", "rl.discount", "rl.gae_lambda",
+    "interleave.every", "interleave.il_lr", "interleave.il_steps", "interleave.bc_weight",
+)  # fmt: skip
+"""Keys that may change in the middle of a run: numbers that no network and no saved state depends on."""
+
+
+@config
+class Between:
+    """Numbers between two ends."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Even in the logarithm."""
+    integer: bool = False
+
+
+@config
+class SeedsConfig:
+    """Seeds are repeats of a setting: it is judged by their mean."""
+
+    search: tuple[NonNegativeInt, ...] = (0, 1, 2)
+    """At which all settings are tried."""
+    confirm: tuple[NonNegativeInt, ...] = (100, 101, 102, 103, 104)
+    """Fresh ones, at which the winner is run again beside RL only: a winner of many is partly luck. Empty: not run."""
+
+
+@config
+class SweepConfig:
+    """What a file in ``tune_configs/`` holds."""
+
+    name: str
+    config: str | None = None
+    """Configuration that all trials start from: a YAML file, or the name of a shipped one."""
+    base: dict[str, Any] = Field(default_factory=dict)
+    """Laid over it, in sections as in a configuration file."""
+    method: Literal["grid", "random", "optuna", "pbt"] = "grid"
+    """``grid``: every combination; ``random``: ``num_samples`` draws; ``optuna``: as many, each drawn by what the ones
+    before it gave; ``pbt``: a population of as many, of which the weaker go on from the stronger."""
+    space: dict[str, list[Any] | Between] = Field(default_factory=dict)
+    """Key such as ``interleave.every`` to the values to try, or to the ends between which values are drawn."""
+    arms: tuple[dict[str, Any], ...] = ()
+    """Further settings, each a mapping such as ``{schedule: rl_only}``."""
+    num_samples: PositiveInt = 16
+    early_stopping: Literal["none", "asha"] = "none"
+    """``asha``: at each of ever rarer evaluations, stop trials that are not among the best third."""
+    seeds: SeedsConfig = SeedsConfig()
+    retries: NonNegativeInt = 2
+    """Times that a trial which failed goes on from its last checkpoint before it is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One point of the search space."""
+
+    overrides: dict[str, Any]
+    """Dotted key to value."""
+
+    @property
+    def key(self) -> str:
+        """Name of its runs."""
+        return fingerprint(self.overrides)[:8]
+
+    @property
+    def label(self) -> str:
+        """The same for people."""
+        parts = [_said(key, value) for key, value in self.overrides.items()]
+        return ", ".join(parts) or "as configured"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended."""
+
+    setting: Setting
+    seed: int
+    run_dir: Path
+    error: str | None = None
+    """Of the last attempt, where all failed."""
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What a finished run left; None where it was stopped early or failed."""
+        file = self.run_dir / "summary.json"
+        return json.loads(file.read_text()) if file.is_file() and self.error is None else None
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``failed`` or ``stopped`` (early)."""
+        return "failed" if self.error else "finished" if self.summary else "stopped"
+
+
+def _said(key: str, value: Any) -> str:
+    if key == "interleave.every":
+        return f"m = {value}"
+    if key == "schedule":
+        return {"rl_only": "RL only", "bc_reg": "BC-Reg", "adaptive": "adaptive m", "il_only": "IL only"}.get(
+            value, f"{value} m"
+        )
+    shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return shown if key in ("separation", "algorithm", "task") else f"{key.split('.')[-1]} = {shown}"
+
+
+# -- plan -------------------------------------------------------------------------------------------------------------
+def read_sweep(path: Path) -> SweepConfig:
+    """Read and check a file of ``tune_configs/``.
+
+    Raises:
+        InrilError: it can't be read, or asks for what there is not; names the key.
+    """
+    sweep = build(SweepConfig, read_yaml(path))
+    check(sweep)
+    return sweep
+
+
+def check(sweep: SweepConfig) -> None:
+    """Refuse a sweep that could not be run to its end, before anything runs.
+
+    Raises:
+        InrilError: names the key and what is allowed.
+    """
+    if not sweep.seeds.search or len(set(sweep.seeds.search)) != len(sweep.seeds.search):
+        raise InrilError(f"seeds.search = {list(sweep.seeds.search)}: at least one seed is needed, all different.")
+    both = sorted(set(sweep.seeds.search) & set(sweep.seeds.confirm))
+    if both or len(set(sweep.seeds.confirm)) != len(sweep.seeds.confirm):
+        raise InrilError(
+            f"seeds.confirm = {list(sweep.seeds.confirm)}: fresh seeds are needed, all different, none of seeds.search."
+        )
+    for key, values in sweep.space.items():
+        if isinstance(values, Between):
+            if sweep.method == "grid":
+                raise InrilError(f"space.{key}: a grid needs a list of values, not an interval.")
+            if not values.low < values.high or (values.log and values.low <= 0):
+                raise InrilError(f"space.{key}: low = {values.low} and high = {values.high} bound no interval.")
+        elif not values:
+            raise InrilError(f"space.{key} = []: at least one value is needed.")
+        if sweep.method == "pbt" and key not in PBT_KEYS:
+            raise InrilError(f"space.{key}: with pbt only {', '.join(PBT_KEYS)} can change in the middle of a run.")
+    if sweep.method in ("random", "optuna", "pbt") and not sweep.space:
+        raise InrilError(f"method = {sweep.method!r} needs a space to draw from.")
+    if sweep.method == "pbt" and (sweep.arms or sweep.early_stopping != "none"):
+        raise InrilError("method = 'pbt' replaces weak trials by itself: no arms and no early_stopping with it.")
+    for key in ("seed", "pretrained"):
+        if key in sweep.space or any(key in arm for arm in sweep.arms):
+            raise InrilError(f"{key}: is given by the sweep itself (seeds); it can't be searched.")
+    for setting in settings_of(sweep) or [Setting(overrides=draw(sweep, np.random.default_rng(0)))]:
+        trial_config(sweep, setting, sweep.seeds.search[0])
+
+
+def settings_of(sweep: SweepConfig) -> list[Setting]:
+    """Return the settings that are known beforehand; ``optuna`` and ``pbt`` draw theirs later."""
+    drawn: list[dict[str, Any]] = []
+    if sweep.method == "grid" and (sweep.space or not sweep.arms):
+        values = [v if isinstance(v, list) else [] for v in sweep.space.values()]
+        drawn = [dict(zip(sweep.space, point, strict=True)) for point in itertools.product(*values)]
+    elif sweep.method == "random":
+        rng = np.random.default_rng(0)
+        drawn = [draw(sweep, rng) for _ in range(sweep.num_samples)]
+    settings = [Setting(overrides=point) for point in (*drawn, *sweep.arms)]
+    return list({setting.key: setting for setting in settings}.values())
+
+
+def draw(sweep: SweepConfig, rng: np.random.Generator) -> dict[str, Any]:
+    """Return a random point of the space."""
+    point: dict[str, Any] = {}
+    for key, values in sweep.space.items():
+        if not isinstance(values, Between):
+            point[key] = values[int(rng.integers(len(values)))]
+            continue
+        low, high = (math.log(values.low), math.log(values.high)) if values.log else (values.low, values.high)
+        value = float(rng.uniform(low, high))
+        value = math.exp(value) if values.log else value
+        point[key] = round(value) if values.integer else value
+    return point
+
+
+def trial_config(
+    sweep: SweepConfig, setting: Setting, seed: int, *, pretrained: Path | None = None
+) -> ExperimentConfig:
+    """Return the configuration of one trial.
+
+    Raises:
+        InrilError: the setting does not fit the rest; names what.
+    """
+    layers: list[Mapping[str, Any]] = []
+    if sweep.config:
+        path = Path(sweep.config)
+        layers.append(read_yaml(path) if path.suffix in (".yaml", ".yml") else shipped_config(sweep.config))
+    own: dict[str, Any] = {"seed": seed, "video": False}
+    if pretrained is not None:
+        own["pretrained"] = str(pretrained)
+    try:
+        return load_config([*layers, sweep.base, nested(setting.overrides), own])
+    except InrilError as error:
+        raise InrilError(f"Setting {setting.label!r}: {error}") from None
+
+
+def base_config(sweep: SweepConfig, setting: Setting) -> ExperimentConfig:
+    """Return the configuration of the run that clones the policy which a setting's trials start from.
+
+    All seeds start from one policy, and so do all settings that don't change how it is cloned.
+    """
+    values = resolved(trial_config(sweep, setting, sweep.seeds.search[0]))
+    values |= {"num_iterations": 1, "schedule": CONTROL}
+    values["evaluation"] = {**values["evaluation"], "final_episodes": 1}
+    return load_config([values])
+
+
+def base_key(sweep: SweepConfig, setting: Setting) -> str:
+    """Return a name that settings share whose trials start from one cloned policy."""
+    values = resolved(base_config(sweep, setting))
+    return fingerprint({key: values[key] for key in CLONING_KEYS})[:8]
+
+
+# -- result -----------------------------------------------------------------------------------------------------------
+def gather(sweep: SweepConfig, outcomes: Sequence[Outcome], directory: Path) -> dict[str, Any]:
+    """Return what came of every setting: scores by seed, intervals, how gradients related, cost, failures.
+
+    Args:
+        sweep: its plan.
+        outcomes: of all trials.
+        directory: of the sweep, which paths are relative to.
+
+    Raises:
+        InrilError: no trial finished; gives the errors.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for outcome in outcomes:
+        row = rows.setdefault(
+            outcome.setting.key,
+            {
+                "key": outcome.setting.key,
+                "label": outcome.setting.label,
+                "overrides": outcome.setting.overrides,
+                "schedule": trial_config(sweep, outcome.setting, outcome.seed).schedule,
+                "trials": [],
+            },
+        )
+        row["trials"].append(_trial(outcome, directory))
+    finished = [o.summary for o in outcomes if o.summary]
+    if not finished:
+        errors = {o.error for o in outcomes if o.error}
+        raise InrilError("No trial finished. " + " ".join(sorted(errors)))
+    control = next((row for row in rows.values() if row["schedule"] == CONTROL), None)
+    measure = measure_of(finished[0]["base"])
+    for row in rows.values():
+        scores = np.array([t["score"] for t in row["trials"] if t["state"] == "finished"])
+        row["finished"] = len(scores)
+        if len(scores):
+            row["mean"] = _mean(scores, measure)
+        if control is not None and row is not control and len(scores) > 1:
+            other = np.array([t["score"] for t in control["trials"] if t["state"] == "finished"])
+            if len(other) > 1:
+                row["beats_control"] = vars(probability_of_improvement(scores, other))
+    return {
+        "name": sweep.name,
+        "task": finished[0]["task"],
+        "demos": finished[0]["demos"],
+        "measure": measure.word,
+        "sweep": to_dict(sweep),
+        "base": {k: v for k, v in finished[0]["base"].items() if k != "outcomes"},
+        "settings": list(rows.values()),
+        "control": control["key"] if control else None,
+        "winner": _winner(list(rows.values())),
+        "failed": [
+            {"label": o.setting.label, "seed": o.seed, "error": o.error} for o in outcomes if o.state == "failed"
+        ],
+        "seconds": sum(sum(s["seconds_by_phase"].values()) for s in finished),
+    }
+
+
+def _mean(scores: FloatArray, measure: Measure) -> dict[str, float]:
+    """Return a mean and its interval; one score has none, and that of a rate ends at 0 and 1."""
+    estimate = mean_estimate(scores)
+    if len(scores) < 2:
+        return {"value": estimate.value}
+    low, high = (0.0, 1.0) if measure is SUCCESS else (-math.inf, math.inf)
+    return {"value": estimate.value, "low": max(estimate.low, low), "high": min(estimate.high, high)}
+
+
+def _trial(outcome: Outcome, directory: Path) -> dict[str, Any]:
+    trial: dict[str, Any] = {
+        "seed": outcome.seed,
+        "state": outcome.state,
+        "run": str(outcome.run_dir.relative_to(directory)),
+    }
+    try:
+        records = read_metrics(outcome.run_dir)
+    except (OSError, ValueError):
+        records = []
+    for name in ("rho", "conflict_rate", "il_probe_loss"):
+        values = [r[name] for r in records if name in r]
+        if values:
+            trial[name] = float(values[-1] if name == "il_probe_loss" else np.mean(values))
+    summary = outcome.summary
+    if summary:
+        final, counters = summary["final"], summary["counters"]
+        return trial | {
+            "score": final["score"],
+            "env_steps": summary["env_steps"],
+            "rl_updates": counters["rl_updates"],
+            "il_updates": counters["il_updates"],
+            "seconds": sum(summary["seconds_by_phase"].values()),
+            "peak_memory_bytes": summary["peak_memory_bytes"]["sum"],
+        }
+    scores = [(r["env_steps"], r["score"]) for r in records if "score" in r]
+    if scores:
+        trial |= {"env_steps": scores[-1][0], "score": scores[-1][1]}
+    return trial
+
+
+def _winner(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the setting of the best mean, of those with the most finished seeds: a mean of fewer is luckier."""
+    most = max(row["finished"] for row in rows)
+    return max((row for row in rows if row["finished"] == most), key=lambda row: row["mean"]["value"])["key"]
+
+
+def confirmation(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return how the winner, and RL only beside it, did at the fresh seeds.
+
+    Args:
+        result: of :func:`gather`.
+        outcomes: of the trials at ``seeds.confirm``.
+    """
+    scores: dict[str, dict[int, float]] = {}
+    for outcome in outcomes:
+        if outcome.summary:
+            scores.setdefault(outcome.setting.key, {})[outcome.seed] = outcome.summary["final"]["score"]
+    winner, control = result["winner"], result["control"]
+    by_seed = {key: {str(seed): score for seed, score in found.items()} for key, found in scores.items()}
+    found: dict[str, Any] = {
+        "scores": by_seed,
+        "runs": {f"{o.setting.key}-{o.seed}": o.run_dir.name for o in outcomes},
+        "failed": [{"label": o.setting.label, "seed": o.seed, "error": o.error} for o in outcomes if o.error],
+    }
+    if winner in scores:
+        found["mean"] = _mean(np.array(list(scores[winner].values())), measure_of(result["base"]))
+    paired = sorted(set(scores.get(winner, {})) & set(scores.get(control, {})))
+    if control != winner and len(paired) > 1:
+        labels = {row["key"]: row["label"] for row in result["settings"]}
+        arms = [np.array([scores[key][seed] for seed in paired]) for key in (winner, control)]
+        found["against_control"] = judge(arms[0], arms[1], labels[winner], labels[control], measure_of(result["base"]))
+    return found
+
+
+def result_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return what the command prints: all settings, the winner, and how it held up."""
+    unit = measure_of(result["base"]).unit
+    ranked = sorted(result["settings"], key=lambda row: -row.get("mean", {"value": -math.inf})["value"])
+    width = max(len(row["label"]) for row in ranked)
+    lines = [f"Base policy: {100 * result['base']['score']:.1f}{unit}"]
+    for row in ranked:
+        line = f"{row['label']:{width}s}  "
+        if "mean" in row:
+            line += _said_mean(row["mean"], unit)
+        states = [t["state"] for t in row["trials"]]
+        line += f"  {row['finished']} of {len(states)} seeds finished"
+        if "beats_control" in row:
+            line += f", beats RL only with probability {row['beats_control']['value']:.2f}"
+        lines.append(line)
+    labels = {row["key"]: row["label"] for row in result["settings"]}
+    means = {row["key"]: row.get("mean", {}).get("value") for row in result["settings"]}
+    winner = result["winner"]
+    lines.append(f"Winner at the seeds of the search: {labels[winner]}, {100 * means[winner]:.1f}{unit}.")
+    confirmed = result.get("confirmation")
+    if confirmed and "mean" in confirmed:
+        count = len(confirmed["scores"][winner])
+        lines.append(f"The same at {count} fresh seeds: {_said_mean(confirmed['mean'], unit)}.")
+    if confirmed and "against_control" in confirmed:
+        lines.append(confirmed["against_control"]["sentence"])
+    failures = [*result["failed"], *(confirmed or {}).get("failed", ())]
+    lines += [f"Failed and left out: {f['label']}, seed {f['seed']}: {f['error']}" for f in failures]
+    return lines
+
+
+def _said_mean(mean: Mapping[str, float], unit: str) -> str:
+    ends = f" [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}]" if "low" in mean else ""
+    return f"{100 * mean['value']:.1f}{unit}{ends}"

@@ -1,0 +1,525 @@
+"""Sweeps on Ray Tune: each trial is a whole run in a placement group of its own.
+
+A trial's directory is named by its setting and seed, so whatever a sweep was doing when it stopped, what is finished is
+not run again and what is not goes on from its last checkpoint. Trials of a node read one copy of the demonstrations.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import GetTimeoutError
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+
+from inril_ray import checkpoint
+from inril_ray.card import write_card
+from inril_ray.config import fingerprint, merge, to_dict
+from inril_ray.demos.store import DemoArrays
+from inril_ray.distributed.demo_service import DemoService, fetch
+from inril_ray.distributed.driver import RayBackend, start_ray
+from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved, task_spec
+from inril_ray.run import LocalBackend, finished, has_checkpoint, provenance, run, write_json
+from inril_ray.sweep import (
+    Between,
+    Outcome,
+    Setting,
+    SweepConfig,
+    base_config,
+    base_key,
+    confirmation,
+    gather,
+    settings_of,
+    trial_config,
+)
+from inril_ray.threads import available_cpus
+from inril_ray.tracking.mlflow import parent_of
+from inril_ray.types import InrilError
+
+PROBE_S = 60.0
+REPEAT = "__trial_index__"
+"""Where Tune's repeater says which repeat of a setting a trial is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every trial is told."""
+
+    sweep: SweepConfig
+    directory: Path
+    local: bool
+    bases: Mapping[str, Path]
+    demos: Mapping[str, list[Any]]
+    """Key of demonstrations to the handle of this cluster's one copy."""
+
+
+class TuneTracker:
+    """Reports evaluations to Tune, whose schedulers decide by them.
+
+    Args:
+        checkpoints: directory of the run's checkpoints, where they go along; None: they don't.
+    """
+
+    def __init__(self, checkpoints: Path | None) -> None:
+        self._checkpoints = checkpoints
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Report an evaluation; other metrics stay with the run."""
+        if "score" not in metrics:
+            return
+        saved = None
+        if self._checkpoints is not None:
+            saved = tune.Checkpoint.from_directory(str(checkpoint.newest(self._checkpoints)))
+        tune.report({**metrics, "env_steps": step}, checkpoint=saved)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    directory: Path,
+    *,
+    local: bool,
+    max_hours: float | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run a sweep to its end, or go on with one that was interrupted.
+
+    Args:
+        sweep: the plan.
+        directory: where everything goes.
+        local: learner and environments of a trial share one process.
+        max_hours: refuse to start where the estimate exceeds so many hours of wall time.
+        say: prints a line.
+
+    Returns:
+        what ``sweep.json`` holds.
+
+    Raises:
+        InrilError: the directory is of another sweep, the estimate exceeds ``max_hours``, or no trial finished.
+    """
+    plain = to_dict(sweep)
+    plan_file = directory / "plan.json"
+    if plan_file.is_file() and json.loads(plan_file.read_text())["hash"] != fingerprint(plain):
+        raise InrilError(f"{directory} holds another sweep; choose another --out.")
+    settings = settings_of(sweep)
+    sample = settings[0] if settings else Setting(overrides=_first_point(sweep))
+    example = trial_config(sweep, sample, sweep.seeds.search[0])
+    _connect(example, local)
+    directory.mkdir(parents=True, exist_ok=True)
+    estimate = json.loads(plan_file.read_text()).get("estimate") if plan_file.is_file() else None
+    if estimate is None:
+        estimate = estimated(sweep, example, local)
+    for line in estimate_lines(estimate):
+        say(line)
+    if max_hours is not None and estimate["wall_hours"] > max_hours:
+        raise InrilError(
+            f"--max-hours {max_hours:g}: the estimate is {estimate['wall_hours']:.2f} hours. Lower num_iterations, "
+            "settings or seeds, or give the cluster more CPUs."
+        )
+    write_json(plan_file, {"sweep": plain, "hash": fingerprint(plain), "estimate": estimate})
+    parent = parent_of(directory, example.tracking, plain)
+    services: dict[str, DemoService] = {}
+    bases = {}
+    for setting in settings or [sample]:
+        config = trial_config(sweep, setting, sweep.seeds.search[0])
+        if demo_key(config) not in services:
+            services[demo_key(config)] = DemoService(load_demos(config))
+        handle = services[demo_key(config)].handle
+        key = base_key(sweep, setting)
+        bases[key] = directory / "bases" / key
+        if not (bases[key] / "summary.json").is_file():
+            say(f"--- cloning the policy that {'every trial' if len(bases) == 1 else key} starts from")
+            own = base_config(sweep, setting)
+            resume = has_checkpoint(bases[key])
+            run(own, bases[key], _backend(local, handle), resume=resume, demos=fetch(handle), say=lambda _: None)
+    plan = Plan(
+        sweep=sweep,
+        directory=directory.resolve(),
+        local=local,
+        bases={key: path.resolve() for key, path in bases.items()},
+        demos={key: service.handle for key, service in services.items()},
+    )
+    outcomes = _search(plan, settings, example, say)
+    result = gather(sweep, outcomes, directory.resolve())
+    result |= {"estimate": estimate, "demo_store": _store_figures(services), **provenance()}
+    write_json(directory / "sweep.json", result)
+    stopped = [o.run_dir for o in outcomes if o.state != "finished"]
+    if sweep.seeds.confirm:
+        keys = dict.fromkeys(k for k in (result["winner"], result["control"]) if k)
+        chosen = [Setting(overrides=r["overrides"]) for k in keys for r in result["settings"] if r["key"] == k]
+        say(f"--- confirming {' and '.join(s.label for s in chosen)} at fresh seeds")
+        outcomes = _confirm(plan, chosen, example, say)
+        result["confirmation"] = confirmation(result, outcomes)
+        write_json(directory / "sweep.json", result)
+    _write_winner(result, directory, say)
+    if parent is not None:
+        scores = {row["label"]: row["mean"]["value"] for row in result["settings"] if "mean" in row}
+        parent.finish(
+            {_metric_name(label): value for label, value in scores.items()},
+            ("plan.json", "sweep.json", "winner"),
+            stopped,
+        )
+        tags = {
+            "task": result["task"],
+            "setting": next(r["label"] for r in result["settings"] if r["key"] == result["winner"]),
+        }
+        say(f"MLflow: {parent.register(f'inril-{sweep.name}', 'winner', tags)}")
+    return result
+
+
+def _write_winner(result: Mapping[str, Any], directory: Path, say: Callable[[str], None]) -> None:
+    """Write the card of the winner's best run."""
+    row = next(r for r in result["settings"] if r["key"] == result["winner"])
+    best = max((t for t in row["trials"] if t["state"] == "finished"), key=lambda t: t["score"])
+    evaluations = {
+        "Setting": f"{row['label']}; the best of {row['finished']} seeds of it, of {len(result['settings'])} settings"
+    }
+    confirmed = result.get("confirmation") or {}
+    if "mean" in confirmed:
+        count = len(confirmed["scores"][row["key"]])
+        mean = f"{100 * confirmed['mean']['value']:.1f}"
+        evaluations["Same setting, fresh seeds"] = f"{result['measure']} {mean} in the mean of {count} other runs"
+    card = write_card(directory / "winner", directory / best["run"], evaluations=evaluations)
+    say(f"Policy card of the winner: {card}")
+
+
+def _metric_name(label: str) -> str:
+    """Return a label as MLflow takes names."""
+    return "score " + re.sub(r"[^\w ./-]", "", label.replace(" = ", " "))
+
+
+# -- a trial ----------------------------------------------------------------------------------------------------------
+def trial(values: Mapping[str, Any], plan: Plan, points: Sequence[Mapping[str, Any]]) -> None:
+    """Run one trial in the process that Tune gives it, and its actors in the trial's placement group.
+
+    Args:
+        values: Tune's: ``point`` and ``seed``, or the drawn keys with the number of the repeat.
+        plan: of the sweep.
+        points: settings that are known beforehand.
+    """
+    setting, seed = _setting_of(values, plan, points)
+    base = plan.bases[base_key(plan.sweep, setting)]
+    config = trial_config(plan.sweep, setting, seed, pretrained=base)
+    pbt = plan.sweep.method == "pbt"
+    if pbt:  # a checkpoint for each evaluation, since the weak go on from those of the strong
+        config = load_config([merge(resolved(config), {"checkpoint": {"every": config.evaluation.every}})])
+    path = _run_dir(plan, setting, seed)
+    donor = tune.get_checkpoint() if pbt else None
+    if donor is not None:
+        _adopt(donor, path)
+    reporter = TuneTracker(path / "checkpoints" if pbt else None)
+    summary = finished(path, config)
+    if summary is not None:  # Tune was stopped before it took note of the end
+        last = {k: v for k, v in summary["final"].items() if k != "outcomes"}
+        reporter.log({**last, "iteration": summary["iterations"]}, summary["env_steps"])
+        return
+    handle = plan.demos[demo_key(config)]
+    run(
+        config,
+        path,
+        _backend(plan.local, handle),
+        resume=has_checkpoint(path),
+        demos=fetch(handle),
+        parent=plan.directory,
+        trackers=[reporter],
+        say=logging.getLogger(__name__).info,
+    )
+
+
+def _setting_of(values: Mapping[str, Any], plan: Plan, points: Sequence[Mapping[str, Any]]) -> tuple[Setting, int]:
+    if "point" in values:
+        return Setting(overrides=dict(points[values["point"]])), values["seed"]
+    drawn = {key: value for key, value in values.items() if key in plan.sweep.space}
+    seed = plan.sweep.seeds.search[values[REPEAT]] if REPEAT in values else values["seed"]
+    return Setting(overrides=drawn), seed
+
+
+def _run_dir(plan: Plan, setting: Setting, seed: int) -> Path:
+    # What a population's member is changes on its way; its seed does not.
+    name = f"member-{seed}" if plan.sweep.method == "pbt" else f"{setting.key}-seed{seed}"
+    return plan.directory / "trials" / name
+
+
+def _adopt(donor: Any, path: Path) -> None:
+    """Go on from a checkpoint that Tune hands over: of a stronger member, or of one's own after a failure."""
+    with donor.as_directory() as source:
+        tree = checkpoint.read(Path(source))
+        checkpoint.adopt(Path(source), path / "checkpoints", tree["session"]["iteration"])
+
+
+def _backend(local: bool, handle: list[Any]) -> Callable[[ExperimentConfig, DemoArrays], Any]:
+    return LocalBackend if local else lambda config, _: RayBackend(config, handle)
+
+
+# -- search -----------------------------------------------------------------------------------------------------------
+def _search(plan: Plan, settings: Sequence[Setting], example: ExperimentConfig, say: Callable[[str], None]) -> Any:
+    """Run all trials of the search; return their outcomes."""
+    sweep, seeds = plan.sweep, plan.sweep.seeds.search
+    points = [setting.overrides for setting in settings]
+    known: dict[str, Any] = {"point": tune.grid_search(list(range(len(points)))), "seed": tune.grid_search(list(seeds))}
+    space, algorithm, samples = known, None, 1
+    if sweep.method == "optuna":
+        from ray.tune.search import Repeater
+        from ray.tune.search.optuna import OptunaSearch
+
+        space, samples = _domains(sweep), sweep.num_samples * len(seeds)
+        algorithm = Repeater(OptunaSearch(metric="score", mode="max", seed=0), repeat=len(seeds))
+    elif sweep.method == "pbt":
+        space = {**_domains(sweep), "seed": tune.grid_search(list(range(sweep.num_samples)))}
+    outcomes = _fit(plan, "search", space, points, example, say, scheduler=True, algorithm=algorithm, samples=samples)
+    if sweep.method == "optuna" and points:
+        outcomes += _fit(plan, "arms", known, points, example, say)
+    return outcomes
+
+
+def _confirm(plan: Plan, chosen: Sequence[Setting], example: ExperimentConfig, say: Callable[[str], None]) -> Any:
+    points, seeds = [setting.overrides for setting in chosen], list(plan.sweep.seeds.confirm)
+    space = {"point": tune.grid_search(list(range(len(points)))), "seed": tune.grid_search(seeds)}
+    return _fit(plan, "confirm", space, points, example, say)
+
+
+def _fit(
+    plan: Plan,
+    name: str,
+    space: dict[str, Any],
+    points: Sequence[Mapping[str, Any]],
+    example: ExperimentConfig,
+    say: Callable[[str], None],
+    *,
+    scheduler: bool = False,
+    algorithm: Any = None,
+    samples: int = 1,
+) -> list[Outcome]:
+    """Run trials, or go on with those that an interrupted sweep left; return the outcome of each."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # every run writes its own records
+    made = tune.with_resources(
+        tune.with_parameters(trial, plan=plan, points=list(points)), placement(example, plan.local)
+    )
+    storage = plan.directory / "tune"
+    if tune.Tuner.can_restore(str(storage / name)):
+        tuner = tune.Tuner.restore(str(storage / name), made, resume_errored=True, param_space=space)
+        say(f"Goes on with what {storage / name} has recorded.")
+    else:
+        tuner = tune.Tuner(
+            made,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric="score",
+                mode="max",
+                num_samples=samples,
+                scheduler=_scheduler(plan.sweep, example) if scheduler else None,
+                search_alg=algorithm,
+                reuse_actors=True,  # a process imports the simulators once, for all trials that it runs
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(storage),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=plan.sweep.retries),
+                callbacks=[Progress(plan, points), JsonLoggerCallback()],  # what `fit` reads its results from
+            ),
+        )
+    outcomes = []
+    for result in tuner.fit():
+        setting, seed = _setting_of(result.config or {}, plan, points)
+        path = _run_dir(plan, setting, seed)
+        error = None if result.error is None else _last_line(result.error)
+        outcomes.append(Outcome(setting=setting, seed=seed, run_dir=path, error=error))
+    return outcomes
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+class Progress(tune.Callback):
+    """Prints a line for each trial that ends."""
+
+    def __init__(self, plan: Plan, points: Sequence[Mapping[str, Any]]) -> None:
+        self._plan, self._points = plan, points
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Print what it reached."""
+        self._say(trials, trial, f"score {100 * (trial.last_result or {}).get('score', float('nan')):.1f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Print that it failed."""
+        self._say(trials, trial, "failed")
+
+    def _say(self, trials: list[Any], trial: Any, what: str) -> None:
+        setting, seed = _setting_of(trial.config, self._plan, self._points)
+        done = sum(t.is_finished() for t in trials)
+        print(f"{done}/{len(trials)}  {setting.label}, seed {seed}: {what}", flush=True)
+
+
+def _scheduler(sweep: SweepConfig, example: ExperimentConfig) -> Any:
+    interval = example.evaluation.every
+    if sweep.method == "pbt":
+        return PopulationBasedTraining(
+            time_attr="iteration",
+            perturbation_interval=interval,
+            hyperparam_mutations={key: _domain(values) for key, values in sweep.space.items()},
+        )
+    if sweep.early_stopping == "asha":
+        return ASHAScheduler(
+            time_attr="iteration", grace_period=interval, max_t=example.num_iterations + 1, reduction_factor=3
+        )
+    return None
+
+
+def _domains(sweep: SweepConfig) -> dict[str, Any]:
+    return {key: _domain(values) for key, values in sweep.space.items()}
+
+
+def _domain(values: list[Any] | Between) -> Any:
+    if isinstance(values, list):
+        return tune.choice(values)
+    if values.integer:
+        return (tune.lograndint if values.log else tune.randint)(int(values.low), int(values.high) + 1)
+    return (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
+
+
+# -- resources --------------------------------------------------------------------------------------------------------
+def placement(config: ExperimentConfig, local: bool) -> tune.PlacementGroupFactory:
+    """Return what a trial reserves: its driver, its learner with a GPU where there is one, its workers."""
+    gpu = {"GPU": 1.0} if config.compute.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) >= 1 else {}
+    if local:
+        return tune.PlacementGroupFactory([{"CPU": 1.0, **gpu}])
+    workers = [{"CPU": 1.0}] * config.compute.num_workers
+    return tune.PlacementGroupFactory([{"CPU": 1.0}, {"CPU": 1.0, **gpu}, *workers])
+
+
+def _bundle_cpus(config: ExperimentConfig, local: bool) -> int:
+    return 1 if local else config.compute.num_workers + 2
+
+
+def _connect(config: ExperimentConfig, local: bool) -> None:
+    """Join the cluster, or start one on this machine on which as many trials run at a time as it has cores.
+
+    Raises:
+        InrilError: the cluster can't hold a single trial.
+    """
+    needed = _bundle_cpus(config, local)
+    start_ray(needed * available_cpus())
+    total = ray.cluster_resources().get("CPU", 0.0)
+    if total < needed:
+        raise InrilError(f"A trial needs {needed} CPUs (driver, learner, workers), the cluster has {total:.0f}.")
+
+
+def demo_key(config: ExperimentConfig) -> str:
+    """Return a name that trials share which read the same demonstrations."""
+    values = resolved(config)
+    return fingerprint({key: values[key] for key in ("task", "demos", "env")})[:8]
+
+
+def _store_figures(services: Mapping[str, DemoService]) -> dict[str, int]:
+    return {"copies_per_node": len(services), "bytes": sum(s.size_bytes for s in services.values())}
+
+
+def _first_point(sweep: SweepConfig) -> dict[str, Any]:
+    return {key: values[0] if isinstance(values, list) else values.low for key, values in sweep.space.items()}
+
+
+# -- estimate ---------------------------------------------------------------------------------------------------------
+@ray.remote
+def _probe(config: ExperimentConfig) -> dict[str, float]:
+    """Measure the parts of a run, each at a small size, in about a third of ``PROBE_S``."""
+    backend, start = LocalBackend(config, load_demos(config)), time.perf_counter()
+    started = backend.pretrain()  # one epoch
+    epoch_s = time.perf_counter() - start
+    del started
+    collector, decisions = backend.worker.collector, max(1, config.rollout.num_decisions // 64)
+    while True:
+        collector.num_decisions, begun = decisions, time.perf_counter()
+        rollout = collector.collect(backend.learner.version)
+        rollout_s = time.perf_counter() - begun
+        backend.learner.learn(rollout, fresh_start=config.rollout.reset_each)
+        learn_s = time.perf_counter() - begun - rollout_s
+        spent = time.perf_counter() - start
+        if decisions >= config.rollout.num_decisions or spent + 4 * (rollout_s + learn_s) > PROBE_S / 3:
+            break
+        decisions = min(2 * decisions, config.rollout.num_decisions)
+    full = config.rollout.num_decisions / decisions
+    return {
+        "epoch_s": epoch_s,
+        "rollout_s": full * rollout_s,
+        "learn_s": full * learn_s,
+        "env_step_s": rollout_s / rollout.env_steps,
+        "fragment_bytes": full * rollout.size_bytes(),
+        "process_bytes": float(sum(backend.peak_memory_bytes().values())),
+    }
+
+
+def estimated(sweep: SweepConfig, config: ExperimentConfig, local: bool) -> dict[str, Any]:
+    """Measure one trial at a small size for at most a minute, and tell what the whole sweep will take.
+
+    Early stopping and failures are not foreseen: with ``asha`` the estimate is an upper limit.
+
+    Raises:
+        InrilError: not even a small part of one trial came to an end.
+    """
+    gpus = placement(config, True).required_resources.get("GPU", 0.0)
+    small = load_config([merge(resolved(config), {"pretrain": {"num_epochs": 1}, "pretrained": None})])
+    task = _probe.options(num_cpus=1, num_gpus=gpus, max_retries=0).remote(small)
+    try:
+        found = ray.get(task, timeout=PROBE_S)
+    except GetTimeoutError:
+        ray.cancel(task, force=True)
+        raise InrilError(
+            f"The probe, one epoch of cloning and a sixty-fourth of a rollout, did not end within {PROBE_S:.0f} s; "
+            "shorten a trial first."
+        ) from None
+    settings = len(settings_of(sweep)) + (sweep.num_samples if sweep.method in ("optuna", "pbt") else 0)
+    repeats = 1 if sweep.method == "pbt" else len(sweep.seeds.search)
+    trials = settings * repeats + 2 * len(sweep.seeds.confirm)
+    evaluation = config.evaluation
+    rounds = config.num_iterations // evaluation.every if evaluation.every else 0
+    episodes = 2 * evaluation.final_episodes + rounds * evaluation.num_episodes
+    horizon = task_spec(config).max_episode_steps
+    rollouts_s = config.num_iterations * found["rollout_s"] + episodes * horizon * found["env_step_s"]
+    learning_s = config.num_iterations * found["learn_s"]
+    cloning_s = (
+        len({base_key(sweep, s) for s in settings_of(sweep)} or {0}) * config.pretrain.num_epochs * found["epoch_s"]
+    )
+    workers = 1 if local else config.compute.num_workers
+    cores = ray.cluster_resources().get("CPU", 1.0) if "RAY_ADDRESS" in os.environ else float(available_cpus())
+    at_once = max(1, int(ray.cluster_resources().get("CPU", 1.0)) // _bundle_cpus(config, local))
+    if gpus:
+        at_once = max(1, min(at_once, int(ray.cluster_resources()["GPU"])))
+    busy_s = trials * (rollouts_s + learning_s)
+    wall_s = cloning_s + max(-(-trials // at_once) * (rollouts_s / workers + learning_s), busy_s / cores)
+    processes = 1 if local else config.compute.num_workers + 2
+    return {
+        "trials": trials,
+        "at_once": min(at_once, trials),
+        "trial_minutes": (rollouts_s / workers + learning_s) / 60,
+        "cpu_hours": (busy_s + cloning_s) / 3600,
+        "gpu_hours": (wall_s * min(at_once, trials) / 3600) if gpus else 0.0,
+        "wall_hours": wall_s / 3600,
+        "memory_bytes": min(at_once, trials) * processes * found["process_bytes"],
+        "object_store_bytes": load_demos(config).size_bytes() + min(at_once, trials) * 2 * found["fragment_bytes"],
+    }
+
+
+def estimate_lines(estimate: Mapping[str, Any]) -> list[str]:
+    """Return the estimate in words."""
+    gpu = f", {estimate['gpu_hours']:.1f} GPU-hours" if estimate["gpu_hours"] else ""
+    return [
+        f"Estimate: {estimate['trials']} trials of {estimate['trial_minutes']:.1f} minutes, {estimate['at_once']} at a "
+        f"time: {estimate['wall_hours']:.2f} hours, {estimate['cpu_hours']:.1f} CPU-hours{gpu}; "
+        f"{estimate['memory_bytes'] / 2**30:.1f} GiB of memory, {estimate['object_store_bytes'] / 2**20:.0f} MiB of "
+        "object store."
+    ]

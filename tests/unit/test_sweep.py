@@ -1,0 +1,227 @@
+"""Sweeps: what is tried, what is refused before it starts, what came of it, which setting wins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from inril_ray.config import build
+from inril_ray.report import write_sweep_report
+from inril_ray.sweep import (
+    Between,
+    Outcome,
+    Setting,
+    SweepConfig,
+    base_key,
+    check,
+    confirmation,
+    draw,
+    gather,
+    read_sweep,
+    result_lines,
+    settings_of,
+    trial_config,
+)
+from inril_ray.types import InrilError
+from tests.unit.test_report import outcome, write_run
+
+BASE = {"task": "robomimic/lift"}
+
+
+def sweep(**values: object) -> SweepConfig:
+    return build(SweepConfig, {"name": "test", "base": BASE, **values})
+
+
+GRID = sweep(
+    space={"interleave.every": [1, 5], "separation": ["upgrad", "naive"]},
+    arms=[{"schedule": "rl_only"}],
+    seeds={"search": [0, 1], "confirm": [10, 11, 12]},
+)
+
+
+def test_a_grid_is_every_combination_and_the_arms() -> None:
+    settings = settings_of(GRID)
+    assert [s.label for s in settings] == [
+        "m = 1, upgrad",
+        "m = 1, naive",
+        "m = 5, upgrad",
+        "m = 5, naive",
+        "RL only",
+    ]
+    assert len({s.key for s in settings}) == 5
+    config = trial_config(GRID, settings[3], 7, pretrained=Path("base"))
+    assert (config.interleave.every, config.separation, config.seed) == (5, "naive", 7)
+    assert config.pretrained == "base"
+    assert not config.video
+
+
+def test_equal_settings_are_tried_once() -> None:
+    assert len(settings_of(sweep(space={"interleave.every": [5, 5]}, arms=[{"interleave.every": 5}]))) == 1
+
+
+def test_random_draws_lie_in_the_space_and_are_reproducible() -> None:
+    space = {
+        "rl.actor_lr": {"low": 1e-5, "high": 1e-3, "log": True},
+        "interleave.every": {"low": 2, "high": 4, "integer": True},
+        "separation": ["upgrad", "naive"],
+    }
+    config = sweep(method="random", space=space, num_samples=40)
+    settings = settings_of(config)
+    assert [s.key for s in settings] == [s.key for s in settings_of(config)]
+    rates = np.array([s.overrides["rl.actor_lr"] for s in settings])
+    assert ((rates >= 1e-5) & (rates <= 1e-3)).all()
+    assert 10 < (rates < 1e-4).sum() < 30, "even in the logarithm"
+    assert {s.overrides["interleave.every"] for s in settings} == {2, 3, 4}
+    assert isinstance(draw(config, np.random.default_rng(1))["interleave.every"], int)
+    assert {s.overrides["separation"] for s in settings} == {"upgrad", "naive"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seeds": {"search": []}}, "seeds.search"),
+        ({"seeds": {"search": [1, 1]}}, "seeds.search"),
+        ({"seeds": {"search": [1], "confirm": [1]}}, r"seeds.confirm.*fresh"),
+        ({"space": {"interleave.every": []}}, r"space.interleave.every = \[\]"),
+        ({"space": {"rl.actor_lr": {"low": 1, "high": 2}}}, "grid needs a list"),
+        ({"method": "random", "space": {"rl.actor_lr": {"low": 0, "high": 2, "log": True}}}, "bound no interval"),
+        ({"method": "random", "space": {"rl.actor_lr": {"low": 2, "high": 2}}}, "bound no interval"),
+        ({"method": "optuna"}, "needs a space"),
+        ({"method": "pbt", "space": {"separation": ["upgrad"]}}, r"space.separation: with pbt only.*rl.actor_lr"),
+        ({"method": "pbt", "space": {"rl.actor_lr": [1e-4]}, "arms": [{"schedule": "rl_only"}]}, "no arms"),
+        ({"space": {"seed": [1, 2]}}, "seed: is given by the sweep"),
+        ({"space": {"interleave.evry": [1]}}, r"Setting.*interleave.evry.*Did you mean 'every'"),
+        ({"space": {"separation": ["upgrad", "network"]}}, r"Setting 'network'.*network"),
+        ({"arms": [{"schedule": "never"}]}, r"never"),
+    ],
+)
+def test_what_can_not_run_is_refused_before_it_starts(values: dict, message: str) -> None:
+    with pytest.raises(InrilError, match=message):
+        check(sweep(**values))
+
+
+def test_an_unknown_key_of_the_file_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"name": "x", "base": BASE, "grids": {}}))
+    with pytest.raises(InrilError, match=r"'grids'.*Keys here: name, config, base"):
+        read_sweep(file)
+    file.write_text(yaml.safe_dump({"name": "x", "base": BASE, "space": {"interleave.every": [1]}}))
+    assert read_sweep(file).name == "x"
+
+
+def test_settings_share_a_cloned_policy_unless_they_change_how_it_is_cloned() -> None:
+    first, other, wide = (
+        Setting(overrides=o) for o in ({"interleave.every": 1}, {"separation": "naive"}, {"actor.hidden_dim": 64})
+    )
+    assert base_key(GRID, first) == base_key(GRID, other)
+    assert base_key(GRID, first) != base_key(GRID, wide)
+
+
+def trials(folder: Path, scores: dict[str, list[int | None]]) -> list[Outcome]:
+    """Finished runs, scores in per cent of 100 episodes; None is a run that failed."""
+    settings, found = {s.label: s for s in settings_of(GRID)}, []
+    for label, values in scores.items():
+        for seed, value in enumerate(values):
+            path = folder / "trials" / f"{settings[label].key}-{seed}"
+            if value is not None:
+                write_run(path, final=outcome(value, 100, 0.0, 1.0))
+            error = None if value is not None else "InrilError: no luck"
+            found.append(Outcome(setting=settings[label], seed=seed, run_dir=path, error=error))
+    return found
+
+
+SCORES: dict[str, list[int | None]] = {
+    "m = 1, upgrad": [60, 62],
+    "m = 1, naive": [70, 72],
+    "m = 5, upgrad": [80, 84],
+    "m = 5, naive": [99, None],
+    "RL only": [50, 55],
+}
+
+
+def test_gather_ranks_by_the_mean_of_the_settings_with_most_seeds(tmp_path: Path) -> None:
+    result = gather(GRID, trials(tmp_path, SCORES), tmp_path)
+    rows = {row["label"]: row for row in result["settings"]}
+    winner = rows["m = 5, upgrad"]
+    assert result["winner"] == winner["key"], "one seed of 99 % is luckier than two of 82 %"
+    assert winner["mean"]["value"] == pytest.approx(0.82)
+    assert winner["beats_control"]["value"] == 1.0
+    assert result["control"] == rows["RL only"]["key"]
+    assert "beats_control" not in rows["m = 5, naive"]
+    assert result["failed"] == [{"label": "m = 5, naive", "seed": 1, "error": "InrilError: no luck"}]
+    assert winner["trials"][0]["rho"] == pytest.approx(0.0, abs=1e-9)
+    assert winner["trials"][0]["il_probe_loss"] == pytest.approx(0.5 / 6)
+    json.dumps(result)
+
+
+def test_runs_that_were_stopped_early_count_as_that(tmp_path: Path) -> None:
+    found = trials(tmp_path, SCORES)
+    (found[4].run_dir / "summary.json").unlink()
+    result = gather(GRID, found, tmp_path)
+    row = next(r for r in result["settings"] if r["label"] == "m = 5, upgrad")
+    assert [t["state"] for t in row["trials"]] == ["stopped", "finished"]
+    assert row["trials"][0]["score"] == pytest.approx(0.6), "its last evaluation"
+    assert row["finished"] == 1
+
+
+def test_no_finished_trial_is_an_error_that_says_why(tmp_path: Path) -> None:
+    found = [Outcome(setting=s, seed=0, run_dir=tmp_path / s.key, error="disk full") for s in settings_of(GRID)]
+    with pytest.raises(InrilError, match=r"No trial finished. disk full"):
+        gather(GRID, found, tmp_path)
+
+
+def confirmed(folder: Path) -> dict:
+    result = gather(GRID, trials(folder, SCORES), folder)
+    settings = {s.key: s for s in settings_of(GRID)}
+    found = []
+    for key, values in ((result["winner"], (75, 80, 78)), (result["control"], (50, 57, 52))):
+        for seed, value in zip((10, 11, 12), values, strict=True):
+            path = write_run(folder / "trials" / f"{key}-{seed}", final=outcome(value, 100, 0.0, 1.0))
+            found.append(Outcome(setting=settings[key], seed=seed, run_dir=path))
+    return result | {"confirmation": confirmation(result, found)}
+
+
+def test_the_winner_is_confirmed_at_fresh_seeds(tmp_path: Path) -> None:
+    result = confirmed(tmp_path)
+    again = result["confirmation"]
+    assert again["mean"]["value"] == pytest.approx((0.75 + 0.80 + 0.78) / 3)
+    assert again["against_control"]["verdict"] == "helps"
+    text = "\n".join(result_lines(result))
+    assert "Winner at the seeds of the search: m = 5, upgrad, 82.0 %." in text
+    assert "The same at 3 fresh seeds: 77.7 %" in text
+    assert "Failed and left out: m = 5, naive, seed 1: InrilError: no luck" in text
+    assert "RL only" in again["against_control"]["sentence"]
+
+
+def test_the_report_shows_both_results_and_the_heat_map(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps(confirmed(tmp_path)))
+    page = write_sweep_report(tmp_path).read_text()
+    assert "At 3 fresh seeds it reaches 77.7\xa0%" in page
+    assert 'class="heat"' in page
+    assert page.count("--share: ") == 4
+    assert "Failed and left out: m = 5, naive, seed 1" in page
+    assert page.count("<figure") == 1 + 5, "one of intervals, one for each setting"
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_report_without_a_sweep_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InrilError, match="holds no sweep"):
+        write_sweep_report(tmp_path)
+
+
+def test_between_is_a_choice_beside_lists() -> None:
+    assert isinstance(sweep(method="random", space={"a.b": {"low": 0, "high": 1}}).space["a.b"], Between)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "tune_configs").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_shipped_sweeps_are_sound(file: Path) -> None:
+    config = read_sweep(file)
+    assert config.name == file.stem
+    if config.method != "pbt":
+        assert "RL only" in [s.label for s in settings_of(config)]
