@@ -64,7 +64,7 @@ golden: $(READY)  ## make the golden files again and print what moved
 	$(BIN)/python -m tests.update_golden
 
 lock: $(READY)  ## pin the dependencies of pyproject.toml again
-	$(BIN)/uv pip compile pyproject.toml --extra robosuite --extra robotics --extra furniture --group dev --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra robosuite --extra robotics --extra furniture --extra optuna --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links --no-annotate --quiet -o requirements.lock
 
 bench: bench-sims bench-store bench-ray bench-interleave bench-surgery  ## the short benchmarks, 10 minutes; results in benchmarks/results

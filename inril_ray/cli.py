@@ -26,7 +26,12 @@ EPILOG = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0 done, 1 a problem that the message explains, 2 wrong usage."""
+    """Run a command.
+
+    Returns:
+        the exit status: 0 done, 1 a problem that the message explains, 2 wrong usage, 75 stopped by SIGTERM (the same
+        command goes on), 130 interrupted.
+    """
     limit_native_threads()
     arguments = parser().parse_args(argv)
     try:
@@ -59,7 +64,11 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="clone demonstrations, then fine-tune; or resume a run")
     _add_config(train)
-    train.add_argument("--out", type=Path, help="run directory (default: runs/TASK-ALGORITHM-SCHEDULE-sSEED-TIME)")
+    train.add_argument(
+        "--out",
+        type=Path,
+        help="run directory (default: runs/TASK-ALGORITHM-SCHEDULE-sSEED-TIME); resumes a run of this configuration",
+    )
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on from the newest intact checkpoint of a run")
     train.add_argument("--local", action="store_true", help="one process, without Ray: for debugging")
     train.set_defaults(command=_train)
@@ -199,7 +208,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     from inril_ray.config import fingerprint, merge
     from inril_ray.experiment import load_config, resolved
-    from inril_ray.run import read_config, run
+    from inril_ray.run import continues, read_config, run
 
     layers = _layers(arguments)
     if arguments.resume:
@@ -217,10 +226,11 @@ def _train(arguments: argparse.Namespace) -> None:
         config = load_config(layers)
         words = (config.task, config.algorithm, config.schedule, f"s{config.seed}")
         out = arguments.out or _default_out(*words)
+    resume = bool(arguments.resume) or continues(config, out)
     plain = resolved(config)
     print(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None), end="")
     print(f"configuration {fingerprint(plain)}, run directory {out}", flush=True)
-    run(config, out, _make_backend(arguments.local), resume=bool(arguments.resume))
+    run(config, out, _make_backend(arguments.local), resume=resume)
     from inril_ray.report import write_run_report
 
     print(f"Report: {write_run_report(out)}")

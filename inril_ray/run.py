@@ -11,11 +11,14 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +47,9 @@ from inril_ray.tracking import TRACKERS
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.tracking.jsonl import drop_after
 from inril_ray.types import EpisodeStats, InrilError, Rollout
+
+STOPPED = 75
+"""Exit status of a run that SIGTERM stopped (EX_TEMPFAIL of sysexits.h): the same command goes on."""
 
 
 class Backend(Protocol):
@@ -176,6 +182,52 @@ def check_worker_count(states: list[Any], num_workers: int) -> None:
         raise InrilError(f"The checkpoint is of {len(states)} rollout workers, this run has {num_workers}.")
 
 
+class StopRequest:
+    """SIGTERM, as schedulers send it before they take a machine away: the iteration ends, and its state is saved.
+
+    A second SIGTERM, or one while :attr:`saves` is off, raises ``SystemExit(STOPPED)`` at once. Outside the main
+    thread, where Python has no signal handlers, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.saves = False
+        """Whether the loop will look at :attr:`received` and save. Before and after it, a checkpoint adds nothing."""
+
+    def __enter__(self) -> StopRequest:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _receive(self, _signum: int, _frame: FrameType | None) -> None:
+        if self.received or not self.saves:
+            raise SystemExit(STOPPED)
+        self.received = True
+
+
+def continues(config: ExperimentConfig, run_dir: Path) -> bool:
+    """Return whether a directory holds a run of this configuration to go on with.
+
+    Raises:
+        InrilError: it holds a run of another configuration; names the keys that differ.
+    """
+    if not has_checkpoint(run_dir):
+        return False
+    there, wanted = resolved(read_config(run_dir)), resolved(config)
+    differing = [key for key in wanted if wanted[key] != there.get(key)]
+    if differing:
+        raise InrilError(
+            f"{run_dir} already holds a run with another {', '.join(differing)}. "
+            f"Go on with it by --resume {run_dir}, or choose another --out."
+        )
+    return True
+
+
 def run(
     config: ExperimentConfig,
     run_dir: Path,
@@ -204,9 +256,10 @@ def run(
 
     Raises:
         InrilError: see the parts.
+        SystemExit: SIGTERM stopped the run; see :class:`StopRequest`.
     """
     plain = resolved(config)
-    if not resume and (run_dir / "config.json").exists():
+    if not resume and checkpoint.complete(run_dir / "checkpoints"):
         raise InrilError(
             f"{run_dir} already holds a run. Go on with it by --resume {run_dir}, or choose another --out."
         )
@@ -225,14 +278,19 @@ def run(
     active: list[Tracker] = []
     session = Session(config, run_dir, backend, active, say)
     try:
-        session.start(saved)
-        if saved is not None:
-            drop_after(run_dir, session.iteration)
-        active += [*_trackers(config, run_dir, plain, parent), *trackers]
-        if saved is None:
-            session.log_base()
-        session.iterate()
-        return session.finish(demos)
+        with StopRequest() as stop:  # after Ray, which sets a handler of its own
+            session.start(saved)
+            stop.saves = True
+            if saved is not None:
+                drop_after(run_dir, session.iteration)
+            active += [*_trackers(config, run_dir, plain, parent), *trackers]
+            if saved is None:
+                session.log_base()
+            session.iterate(stop)
+            return session.finish(demos)
+    except SystemExit:
+        say(f"Stopped by SIGTERM. The same command goes on with {run_dir}.")
+        raise
     finally:
         for tracker in active:
             tracker.close()
@@ -292,8 +350,12 @@ class Session:
         """Log the base policy as iteration 0."""
         self._log({"iteration": 0.0, "env_steps": 0.0, **_metrics(self.base)})
 
-    def iterate(self) -> None:
-        """Run the remaining iterations."""
+    def iterate(self, stop: StopRequest) -> None:
+        """Run the remaining iterations.
+
+        Raises:
+            SystemExit: it was asked to stop; the state is saved.
+        """
         every, last = self.config.evaluation.every, self.config.num_iterations
         while self.iteration < last:
             start, steps_before = time.perf_counter(), self.env_steps
@@ -312,20 +374,24 @@ class Session:
                 metrics |= _metrics(outcome) | {"eval_s": self._spend("evaluation", start)}
                 if outcome["score"] > self.best["score"]:
                     self.best = {"iteration": self.iteration, **outcome}
-            if self.iteration % self.config.checkpoint.every == 0 and self.iteration < last:
+            stopping = stop.received
+            if stopping or (self.iteration % self.config.checkpoint.every == 0 and self.iteration < last):
                 start = time.perf_counter()
                 self.save()
                 metrics["checkpoint_s"] = self._spend("checkpoint", start)
             self._log(metrics)
+            if stopping:
+                raise SystemExit(STOPPED)
+        stop.saves = False
 
     def finish(self, demos: DemoArrays) -> dict[str, Any]:
-        """Evaluate the last policy, save it and write the summary."""
+        """Save the last policy, evaluate it and write the summary."""
+        self.save()  # first, so that a stop during the evaluation costs no iteration
         start = time.perf_counter()
         final = self._outcome(self.backend.evaluate(self.config.evaluation.final_episodes))
         self._spend("evaluation", start)
         if final["score"] > self.best["score"]:
             self.best = {"iteration": self.iteration, **final}
-        self.save()
         self._log({"iteration": float(self.iteration), "env_steps": float(self.env_steps), **_metrics(final)})
         memory = self.backend.peak_memory_bytes()
         memory.setdefault("driver", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

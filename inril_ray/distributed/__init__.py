@@ -1,7 +1,8 @@
 """Ray at the edge: thin shells around the plain classes of a run.
 
 Promises. A worker's random and environment state comes back with each fragment, so a replaced worker repeats the lost
-fragment exactly; a dead worker costs the time of that fragment. Weights carry a version; a worker never goes back to
-an older one. At most one call is in flight on each worker, and every wait has a deadline. A dead learner ends the run;
-``--resume`` goes on from the last checkpoint.
+fragment exactly; a dead worker costs the time of that fragment, on whichever node there is room. A node that leaves
+takes its workers and at most one round of fragments with it, which is collected again. Weights carry a version; a
+worker never goes back to an older one. At most one call is in flight on each worker, and every wait has a deadline. A
+dead learner, or the loss of its node, ends the run; the same command goes on from the last checkpoint.
 """

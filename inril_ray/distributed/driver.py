@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.util import get_current_placement_group
 
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService
@@ -60,7 +61,17 @@ def start_ray(num_cpus: int) -> None:
             # Here they are the job. Measured: beside two busy processes a learner did not start within 300 s.
             os.environ.setdefault("RAY_worker_niceness", "0")
             # Logical CPUs: in sync mode workers and learner take turns, so a local cluster may have more than cores.
-            ray.init(num_cpus=max(available_cpus(), num_cpus), logging_level=logging.WARNING, log_to_driver=True)
+            # Without the dashboard: eleven processes and 0.25 GB that a cluster of one run's own has no use for.
+            ray.init(
+                num_cpus=max(available_cpus(), num_cpus),
+                logging_level=logging.WARNING,
+                log_to_driver=True,
+                include_dashboard=False,
+            )
+
+
+class LostError(InrilError):
+    """An argument of a call was lost with the node that held it; the call did not begin."""
 
 
 @dataclass
@@ -88,26 +99,28 @@ class RayBackend:
         handle = demos if self._own_demos is None else self._own_demos.handle
         self.restarts = 0
         self._restarts_of = [0] * config.compute.num_workers
-        self._states: list[Any] = [None] * config.compute.num_workers
         gpus = 0
         if config.compute.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) >= 1:
             gpus = 1
         elif config.compute.device == "cuda":
             raise InrilError("compute.device = 'cuda': the cluster has no GPU.")
         self.learner = LearnerActor.options(num_cpus=1, num_gpus=gpus).remote(config, handle)
+        # Values, not references: what a worker returned stays on its node and would be lost with it.
+        self._states: list[Any] = [None] * config.compute.num_workers
         self.workers = [self._spawn(i) for i in range(config.compute.num_workers)]
         self._flights: dict[int, Flight] = {}
         self._generation = 0
         self._refs: Any = None
         self._get(self.learner.ready.remote(), START_TIMEOUT_S, "learner")
         for i, worker in enumerate(self.workers):
-            self._get(worker.ready.remote(), START_TIMEOUT_S, f"rollout worker {i}")
+            self._states[i] = self._get(worker.state_dict.remote(), START_TIMEOUT_S, f"rollout worker {i}")
 
     # -- processes ----------------------------------------------------------------------------------------------------
     def _spawn(self, index: int) -> Any:
-        state = [] if self._states[index] is None else [self._states[index]]
-        workers = self.config.compute.num_workers
-        return RolloutWorker.options(num_cpus=1).remote(self.config, index, workers, state)
+        # Spread, so that simulators share no cores before they must, and a node that leaves takes few of them; a trial of
+        # a sweep has a placement group, which decides.
+        place = {} if get_current_placement_group() else {"scheduling_strategy": "SPREAD"}
+        return RolloutWorker.options(num_cpus=1, **place).remote(self.config, index, self.config.compute.num_workers, self._states[index])
 
     def _get(self, ref: Any, timeout_s: float, who: str) -> Any:
         """Wait for an answer.
@@ -122,20 +135,35 @@ class RayBackend:
         except RayTaskError as error:
             raise _cause(error, who) from None
         except RayError as error:
-            raise InrilError(f"The {who} died: {_first_line(error)}") from None
+            raise _death(error, who) from None
 
     def _replace(self, index: int, reason: str) -> None:
         """Put a new worker in the place of one that died, hangs or raised; it takes over the last known state."""
-        self.restarts += 1
-        self._restarts_of[index] += 1
-        limit = self.config.compute.max_worker_restarts
-        if self._restarts_of[index] > limit:
-            raise InrilError(f"Rollout worker {index} failed {limit + 1} times, the last time so: {reason}")
-        print(f"Rollout worker {index} is replaced: {reason}", flush=True)
-        ray.kill(self.workers[index], no_restart=True)
-        self.workers[index] = self._spawn(index)
-        # Its deadline must not run while it starts.
-        self._get(self.workers[index].ready.remote(), START_TIMEOUT_S, f"replacement of rollout worker {index}")
+        # Workers also fail when the learner's node is gone, with the weights that they fetch from it.
+        self._get(self.learner.ready.remote(), START_TIMEOUT_S, "learner")
+        while True:
+            self.restarts += 1
+            self._restarts_of[index] += 1
+            limit = self.config.compute.max_worker_restarts
+            if self._restarts_of[index] > limit:
+                raise InrilError(f"Rollout worker {index} failed {limit + 1} times, the last time so: {reason}")
+            print(f"Rollout worker {index} is replaced: {reason}", flush=True)
+            ray.kill(self.workers[index], no_restart=True)
+            self.workers[index] = self._spawn(index)
+            try:  # Its deadline must not run while it starts.
+                return self._await_replacement(index)
+            except RayActorError as error:  # it was put on a node that is leaving as well
+                reason = _first_line(error)
+
+    def _await_replacement(self, index: int) -> None:
+        try:
+            ray.get(self.workers[index].ready.remote(), timeout=START_TIMEOUT_S)
+        except GetTimeoutError:
+            free = ray.available_resources().get("CPU", 0.0)
+            raise InrilError(
+                f"The replacement of rollout worker {index} did not start within {START_TIMEOUT_S:.0f} s; "
+                f"the cluster has {free:.0f} free CPUs."
+            ) from None
 
     # -- one iteration ------------------------------------------------------------------------------------------------
     def _launch(self, index: int) -> None:
@@ -152,14 +180,14 @@ class RayBackend:
             for ref in done:
                 index = waiting[ref]
                 try:
+                    flight = self._flights[index]
                     meta: FragmentMeta = ray.get(ref)
-                except (RayActorError, RayTaskError) as error:
+                    self._states[index] = ray.get(flight.state)
+                except (RayActorError, RayTaskError, ObjectLostError) as error:
                     self._replace(index, _first_line(error))
                     self._launch(index)
                     continue
                 self._check_store(meta)
-                flight = self._flights[index]
-                self._states[index] = flight.state
                 fragments[index] = flight.fragment
                 lag = self._refs.version - meta.policy_version
                 if lag > self.config.compute.max_policy_lag:
@@ -185,17 +213,36 @@ class RayBackend:
                 "rollout.num_decisions, or start Ray with a larger object store."
             )
 
+    def _collect(self) -> None:
+        """Bring a fragment of every worker to the learner; again from the start if a node left with one of them."""
+        before = list(self._states)
+        while True:
+            for index in range(len(self.workers)):
+                if index not in self._flights:
+                    self._launch(index)
+            try:
+                # The learner fetches its arguments before the method begins, so a failure leaves it as it was.
+                return self._get(self.learner.take.remote(*self._land()), LEARNER_TIMEOUT_S, "learner")
+            except LostError as error:
+                print(f"A round of rollouts is collected again. {error}", flush=True)
+            self._states = list(before)
+            for index in range(len(self.workers)):
+                self._rewind(index)
+
+    def _rewind(self, index: int) -> None:
+        """Take a worker back to the state that the driver holds, in a new process if the old one is gone."""
+        try:
+            ray.get(self.workers[index].load_state_dict.remote(self._states[index]), timeout=START_TIMEOUT_S)
+        except (RayActorError, RayTaskError, GetTimeoutError) as error:
+            self._replace(index, _first_line(error))
+
     def iterate(self) -> dict[str, float]:
         """Collect, learn, publish; in pipelined mode the next fragments are collected while the learner works."""
         start = time.perf_counter()
-        for index in range(len(self.workers)):
-            if index not in self._flights:
-                self._launch(index)
-        fragments = self._land()
+        self._collect()
         waited = time.perf_counter() - start
-        pipelined = self.config.compute.mode == "pipelined"
-        learning = self.learner.learn.remote(*fragments)
-        if pipelined:
+        learning = self.learner.learn.remote()
+        if self.config.compute.mode == "pipelined":
             for index in range(len(self.workers)):
                 self._launch(index)
         metrics = self._get(learning, LEARNER_TIMEOUT_S, "learner")
@@ -233,7 +280,7 @@ class RayBackend:
                 try:
                     parts.append(ray.get(call, timeout=timeout_s))
                     break
-                except (RayActorError, RayTaskError, GetTimeoutError) as error:
+                except (RayActorError, RayTaskError, GetTimeoutError, ObjectLostError) as error:
                     self._replace(index, _first_line(error))
                     self._flights.pop(index, None)
                     call = self.workers[index].evaluate.remote(self._refs, num_episodes)
@@ -255,19 +302,14 @@ class RayBackend:
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state. Fragments in flight are not part of it: a resumed run collects them again."""
         learner = self._get(self.learner.state_dict.remote(), LEARNER_TIMEOUT_S, "learner")
-        states = []
-        for index, worker in enumerate(self.workers):
-            known = self._states[index]
-            call = known if known is not None else worker.state_dict.remote()
-            states.append(self._get(call, self.config.compute.rollout_timeout_s, f"rollout worker {index}"))
-        return {"learner": learner, "workers": states}
+        return {"learner": learner, "workers": list(self._states)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         check_worker_count(state["workers"], len(self.workers))
         self._get(self.learner.load_state_dict.remote(state["learner"]), LEARNER_TIMEOUT_S, "learner")
         for index, worker in enumerate(self.workers):
-            self._states[index] = ray.put(state["workers"][index])
+            self._states[index] = state["workers"][index]
             self._get(worker.load_state_dict.remote(self._states[index]), START_TIMEOUT_S, f"rollout worker {index}")
         self._publish(everything=True)
 
@@ -302,7 +344,13 @@ def _first_line(error: BaseException) -> str:
     return f"{type(cause).__name__}: {lines[0] if lines else ''}"
 
 
+def _death(error: RayError, who: str) -> InrilError:
+    return InrilError(f"The {who} died: {_first_line(error)} Start the run again; it goes on from its last checkpoint.")
+
+
 def _cause(error: RayTaskError, who: str) -> InrilError:
     """Return what an actor raised: our own errors as they are, others with the name of the process."""
     cause = getattr(error, "cause", None)
+    if isinstance(cause, ObjectLostError):
+        return LostError(f"What the {who} was given was on a node that left: {_first_line(error)}")
     return cause if isinstance(cause, InrilError) else InrilError(f"The {who} failed: {_first_line(error)}\n{error}")

@@ -39,15 +39,15 @@ class RolloutWorkerShell:
         config: of the run.
         worker: index.
         num_workers: workers in all.
-        state: of a predecessor that died, in a list, or empty.
+        state: of a predecessor that died, or None.
     """
 
-    def __init__(self, config: ExperimentConfig, worker: int, num_workers: int, state: list[Any]) -> None:
+    def __init__(self, config: ExperimentConfig, worker: int, num_workers: int, state: dict[str, Any] | None) -> None:
         torch.set_num_threads(1)
         self.parts = WorkerParts(config, worker, num_workers)
         self._version, self._generation = -1, -1
-        if state:
-            self.parts.collector.load_state_dict(ray.get(state[0]))
+        if state is not None:
+            self.parts.collector.load_state_dict(state)
 
     def ready(self) -> int:
         """Return the process id; answered once the environments exist."""
@@ -112,6 +112,7 @@ class LearnerShell:
         torch.set_num_threads(config.compute.learner_threads)
         self.config = config
         self.learner = build_learner(config, fetch(demos))
+        self._rollout: Rollout | None = None
 
     def ready(self) -> int:
         """Return the process id."""
@@ -126,9 +127,16 @@ class LearnerShell:
         learner.begin(cloned=config.pretrain.num_epochs > 0)
         return result
 
-    def learn(self, *fragments: Rollout) -> dict[str, float]:
-        """Learn from the fragments of all workers, given in the order of the workers."""
-        return self.learner.learn(Rollout.concatenate(list(fragments)), fresh_start=self.config.rollout.reset_each)
+    def take(self, *fragments: Rollout) -> None:
+        """Hold the fragments of all workers, given in their order; from then on the nodes that made them may leave."""
+        self._rollout = Rollout.concatenate(list(fragments))
+
+    def learn(self) -> dict[str, float]:
+        """Learn from what was taken."""
+        rollout, self._rollout = self._rollout, None
+        if rollout is None:
+            raise InrilError("The learner was asked to learn before it was given a rollout.")
+        return self.learner.learn(rollout, fresh_start=self.config.rollout.reset_each)
 
     def weights(self, everything: bool) -> FloatArray:
         """Return a slot of weights as one vector."""

@@ -1,0 +1,105 @@
+"""SIGTERM in the middle of a run, and the same command once more."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inril_ray import checkpoint
+from inril_ray.cli import main
+from inril_ray.experiment import load_config
+from inril_ray.run import STOPPED, LocalBackend, continues, run
+from inril_ray.types import InrilError
+from tests.integration.comparison import differences, measured, state
+from tests.integration.conftest import TINY
+
+pytestmark = pytest.mark.sim
+CONFIG = load_config([TINY, {"checkpoint": {"every": 10}}])
+
+
+def struck(version: int, signals: int = 1) -> type[LocalBackend]:
+    class Struck(LocalBackend):
+        def iterate(self) -> dict[str, float]:
+            if self.learner.version == version:
+                for _ in range(signals):
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return super().iterate()
+
+    return Struck
+
+
+def test_the_iteration_in_flight_ends_is_saved_and_the_rest_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(CONFIG, tmp_path / "whole", LocalBackend)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        run(CONFIG, tmp_path / "parts", struck(version=2))
+    assert stop.value.code == STOPPED
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "The same command goes on" in capsys.readouterr().out
+    assert checkpoint.complete(tmp_path / "parts" / "checkpoints") == [0, 3]
+    assert [record["iteration"] for record in measured(tmp_path / "parts")] == [0, 1, 2, 3]
+    assert continues(CONFIG, tmp_path / "parts")
+    run(CONFIG, tmp_path / "parts", LocalBackend, resume=True)
+    assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
+    assert differences(state(tmp_path / "parts", 4), state(tmp_path / "whole", 4)) == []
+
+
+def test_a_stop_in_the_last_iteration_leaves_the_evaluation_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(CONFIG, tmp_path, struck(version=3))
+    assert checkpoint.complete(tmp_path / "checkpoints") == [0, 4]
+    assert not (tmp_path / "summary.json").exists()
+    assert run(CONFIG, tmp_path, LocalBackend, resume=True)["iterations"] == 4
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(CONFIG, tmp_path, struck(version=2, signals=2))
+    assert stop.value.code == STOPPED
+    assert checkpoint.complete(tmp_path / "checkpoints") == [0]
+
+
+def test_before_there_is_anything_to_save_it_ends_at_once_and_starts_over(tmp_path: Path) -> None:
+    class Struck(LocalBackend):
+        def pretrain(self) -> dict[str, float]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it went on")
+
+    with pytest.raises(SystemExit) as stop:
+        run(CONFIG, tmp_path, Struck)
+    assert stop.value.code == STOPPED
+    assert (tmp_path / "config.json").exists()
+    assert not continues(CONFIG, tmp_path)
+    assert run(CONFIG, tmp_path, LocalBackend)["iterations"] == 4
+
+
+def test_a_stop_in_the_final_evaluation_costs_no_iteration(tmp_path: Path) -> None:
+    class Struck(LocalBackend):
+        def evaluate(self, num_episodes: int) -> None:  # type: ignore[override]
+            if self.learner.version == CONFIG.num_iterations:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().evaluate(num_episodes)
+
+    with pytest.raises(SystemExit):
+        run(CONFIG, tmp_path, Struck)
+    assert checkpoint.complete(tmp_path / "checkpoints")[-1] == CONFIG.num_iterations
+
+
+def test_the_same_command_goes_on_and_another_one_is_refused(
+    tmp_path: Path, tiny_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", "--config", str(tiny_file), "--local", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        run(load_config([yaml.safe_load(tiny_file.read_text())]), tmp_path / "run", struck(version=1))
+    assert main(line) == 0
+    assert "Resumed at iteration 2" in capsys.readouterr().out
+    assert main([*line, "--seed", "3", "--set", "interleave.every=4"]) == 1
+    assert "already holds a run with another seed, interleave" in capsys.readouterr().err
+    with pytest.raises(InrilError, match="another num_iterations"):
+        continues(load_config([TINY, {"num_iterations": 9}]), tmp_path / "run")
