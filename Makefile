@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo demos test test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
-	bench-gpu clean
+	bench-gpu bench-rllib clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -98,6 +98,9 @@ bench-experts: $(READY)  ## a hundred scripted episodes of every furniture task,
 
 bench-gpu: $(READY)  ## the furniture tasks on one GPU; needs CUDA
 	$(BIN)/python -m benchmarks.furniture_gpu
+
+bench-rllib: $(READY)  ## RLlib's PPO against ours, and the plug-in inside RLlib, 15 minutes
+	$(BIN)/python -m benchmarks.rllib
 
 clean:  ## remove what was built; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -206,7 +206,7 @@ class Learner:
                     if reports < self.config.relation_pairs:
                         merged.add(*self._gradients(losses.policy, il_loss)[1:])
                     report = self.separation.backward(losses.policy, il_loss, self.parameters)
-                    means.add({"il_loss": il_loss, **_separation_metrics(report)})
+                    means.add({"il_loss": il_loss, **separation_metrics(report)})
                     reports, dropped = reports + 1, dropped + bool(report.dropped)
                 elif train_actor:
                     loss = loss + losses.policy
@@ -311,8 +311,8 @@ class Learner:
                 self.counters["il_updates"] += 1
             if measured:
                 change = [p.detach() - o for p, o in zip(shared, old, strict=True)]
-                means.add(_step_harm(change, *pair))
-            means.add({"il_loss": il_loss, **_separation_metrics(report)})
+                means.add(step_harm(change, *pair))
+            means.add({"il_loss": il_loss, **separation_metrics(report)})
         surrogate = {"rl_surrogate_before": before, "rl_surrogate_after": self._surrogate(yardstick)}
         return means.means() | surrogate | {"dropped_objectives": float(dropped), "stalled_steps": float(stalled)}
 
@@ -514,7 +514,8 @@ def _whole(parts: Sequence[tuple[Losses, float]]) -> Losses:
     return Losses(policy=policy, stats=stats)  # type: ignore[arg-type]
 
 
-def _separation_metrics(report: SeparationReport) -> dict[str, float]:
+def separation_metrics(report: SeparationReport) -> dict[str, float]:
+    """Return what the log shall know of one separated step."""
     inner = report.inner_after if not report.dropped else (0.0, 0.0)
     return {
         "separation_weight_rl": report.weights[0],
@@ -524,7 +525,7 @@ def _separation_metrics(report: SeparationReport) -> dict[str, float]:
     }
 
 
-def _step_harm(change: list[Tensor], rl: list[Tensor], il: list[Tensor]) -> dict[str, float]:
+def step_harm(change: list[Tensor], rl: list[Tensor], il: list[Tensor]) -> dict[str, float]:
     """Tell whether a parameter change opposed a descent direction: Adam may, though its input does not."""
     return {
         "step_harm_rl": float(gramian_of(list(zip(change, rl, strict=True))).inner > 0),

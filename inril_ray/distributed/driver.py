@@ -117,10 +117,11 @@ class RayBackend:
 
     # -- processes ----------------------------------------------------------------------------------------------------
     def _spawn(self, index: int) -> Any:
-        # Spread, so that simulators share no cores before they must, and a node that leaves takes few of them; a trial of
-        # a sweep has a placement group, which decides.
-        place = {} if get_current_placement_group() else {"scheduling_strategy": "SPREAD"}
-        return RolloutWorker.options(num_cpus=1, **place).remote(self.config, index, self.config.compute.num_workers, self._states[index])
+        # Spread, so that simulators share no cores before they must, and a node that leaves takes few of them. In a trial
+        # of a sweep its placement group decides.
+        strategy = {} if get_current_placement_group() else {"scheduling_strategy": "SPREAD"}
+        place = RolloutWorker.options(num_cpus=1, **strategy)
+        return place.remote(self.config, index, self.config.compute.num_workers, self._states[index])
 
     def _get(self, ref: Any, timeout_s: float, who: str) -> Any:
         """Wait for an answer.

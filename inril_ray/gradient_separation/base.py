@@ -86,7 +86,7 @@ class SeparationReport:
 
 
 class Separation(ABC):
-    """One method. Stateless; the update loop calls :meth:`backward`.
+    """One method. Stateless; the update loop calls :meth:`backward`, or :meth:`merge` where it has the gradients.
 
     Args:
         row_normalise: weigh unit gradients and give the result the scale of the reinforcement gradient, so that the
@@ -118,10 +118,7 @@ class Separation(ABC):
         parameters: Sequence[nn.Parameter],
         reduce: Callable[[Gramian], Gramian] | None = None,
     ) -> SeparationReport:
-        """Write the combined gradient of two losses into ``.grad``.
-
-        Parameters that only one loss reaches stay out of the Gramian and are treated as :attr:`alone` says; those of an
-        objective that is dropped get no gradient.
+        """Write the combined gradient of two losses into ``.grad``; see :meth:`merge`.
 
         Args:
             rl_loss: scalar.
@@ -131,6 +128,26 @@ class Separation(ABC):
         """
         rl = torch.autograd.grad(rl_loss, parameters, allow_unused=True)
         il = torch.autograd.grad(il_loss, parameters, allow_unused=True)
+        return self.merge(rl, il, parameters, reduce)
+
+    def merge(
+        self,
+        rl: Sequence[Tensor | None],
+        il: Sequence[Tensor | None],
+        parameters: Sequence[nn.Parameter],
+        reduce: Callable[[Gramian], Gramian] | None = None,
+    ) -> SeparationReport:
+        """Write the combination of two gradients into ``.grad``. Their memory is used for it.
+
+        Parameters that only one loss reaches stay out of the Gramian and are treated as :attr:`alone` says; those of an
+        objective that is dropped get no gradient.
+
+        Args:
+            rl: reinforcement gradient of each parameter; None where it is not reached.
+            il: imitation gradient, likewise.
+            parameters: the shared parameters, or this process's shard of them.
+            reduce: adds up the Gramians of all shards, where the parameters are sharded.
+        """
         shared = [(g, h) for g, h in zip(rl, il, strict=True) if g is not None and h is not None]
         gramian = gramian_of(shared)
         if reduce is not None:
