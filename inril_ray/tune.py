@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 
@@ -27,7 +27,7 @@ from inril_ray.card import write_card
 from inril_ray.config import fingerprint, merge, to_dict
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService, fetch
-from inril_ray.distributed.driver import RayBackend, start_ray
+from inril_ray.distributed.driver import START_TIMEOUT_S, RayBackend, start_ray
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved, task_spec
 from inril_ray.run import LocalBackend, finished, has_checkpoint, provenance, run, write_json
 from inril_ray.sweep import (
@@ -117,10 +117,15 @@ def run_sweep(
     sample = settings[0] if settings else Setting(overrides=_first_point(sweep))
     example = trial_config(sweep, sample, sweep.seeds.search[0])
     _connect(example, local)
+    services: dict[str, DemoService] = {}
+    for setting in settings or [sample]:
+        config = trial_config(sweep, setting, sweep.seeds.search[0])
+        if demo_key(config) not in services:
+            services[demo_key(config)] = DemoService(load_demos(config))
     directory.mkdir(parents=True, exist_ok=True)
     estimate = json.loads(plan_file.read_text()).get("estimate") if plan_file.is_file() else None
     if estimate is None:
-        estimate = estimated(sweep, example, local)
+        estimate = estimated(sweep, example, services[demo_key(example)], local)
     for line in estimate_lines(estimate):
         say(line)
     if max_hours is not None and estimate["wall_hours"] > max_hours:
@@ -130,13 +135,9 @@ def run_sweep(
         )
     write_json(plan_file, {"sweep": plain, "hash": fingerprint(plain), "estimate": estimate})
     parent = parent_of(directory, example.tracking, plain)
-    services: dict[str, DemoService] = {}
     bases = {}
     for setting in settings or [sample]:
-        config = trial_config(sweep, setting, sweep.seeds.search[0])
-        if demo_key(config) not in services:
-            services[demo_key(config)] = DemoService(load_demos(config))
-        handle = services[demo_key(config)].handle
+        handle = services[demo_key(trial_config(sweep, setting, sweep.seeds.search[0]))].handle
         key = base_key(sweep, setting)
         bases[key] = directory / "bases" / key
         if not (bases[key] / "summary.json").is_file():
@@ -435,35 +436,49 @@ def _first_point(sweep: SweepConfig) -> dict[str, Any]:
 
 # -- estimate ---------------------------------------------------------------------------------------------------------
 @ray.remote
-def _probe(config: ExperimentConfig) -> dict[str, float]:
-    """Measure the parts of a run, each at a small size, in about a third of ``PROBE_S``."""
-    backend, start = LocalBackend(config, load_demos(config)), time.perf_counter()
-    started = backend.pretrain()  # one epoch
-    epoch_s = time.perf_counter() - start
-    del started
-    collector, decisions = backend.worker.collector, max(1, config.rollout.num_decisions // 64)
-    while True:
-        collector.num_decisions, begun = decisions, time.perf_counter()
-        rollout = collector.collect(backend.learner.version)
-        rollout_s = time.perf_counter() - begun
-        backend.learner.learn(rollout, fresh_start=config.rollout.reset_each)
-        learn_s = time.perf_counter() - begun - rollout_s
-        spent = time.perf_counter() - start
-        if decisions >= config.rollout.num_decisions or spent + 4 * (rollout_s + learn_s) > PROBE_S / 3:
-            break
-        decisions = min(2 * decisions, config.rollout.num_decisions)
-    full = config.rollout.num_decisions / decisions
-    return {
-        "epoch_s": epoch_s,
-        "rollout_s": full * rollout_s,
-        "learn_s": full * learn_s,
-        "env_step_s": rollout_s / rollout.env_steps,
-        "fragment_bytes": full * rollout.size_bytes(),
-        "process_bytes": float(sum(backend.peak_memory_bytes().values())),
-    }
+class Probe:
+    """A process that measures the parts of a run, each at a small size.
+
+    Args:
+        config: of a trial that clones for one epoch.
+        demos: handle of its demonstrations.
+    """
+
+    def __init__(self, config: ExperimentConfig, demos: list[Any]) -> None:
+        self._config, self._demos = config, demos
+
+    def ready(self) -> None:
+        """Build simulators and networks."""
+        self._backend = LocalBackend(self._config, fetch(self._demos))
+
+    def measure(self) -> dict[str, float]:
+        """Return seconds and bytes, after about a third of ``PROBE_S``."""
+        backend, config, start = self._backend, self._config, time.perf_counter()
+        backend.pretrain()
+        epoch_s = time.perf_counter() - start
+        collector, decisions = backend.worker.collector, max(1, config.rollout.num_decisions // 64)
+        while True:
+            collector.num_decisions, begun = decisions, time.perf_counter()
+            rollout = collector.collect(backend.learner.version)
+            rollout_s = time.perf_counter() - begun
+            backend.learner.learn(rollout, fresh_start=config.rollout.reset_each)
+            learn_s = time.perf_counter() - begun - rollout_s
+            spent = time.perf_counter() - start
+            if decisions >= config.rollout.num_decisions or spent + 4 * (rollout_s + learn_s) > PROBE_S / 3:
+                break
+            decisions = min(2 * decisions, config.rollout.num_decisions)
+        full = config.rollout.num_decisions / decisions
+        return {
+            "epoch_s": epoch_s,
+            "rollout_s": full * rollout_s,
+            "learn_s": full * learn_s,
+            "env_step_s": rollout_s / rollout.env_steps,
+            "fragment_bytes": full * rollout.size_bytes(),
+            "process_bytes": float(sum(backend.peak_memory_bytes().values())),
+        }
 
 
-def estimated(sweep: SweepConfig, config: ExperimentConfig, local: bool) -> dict[str, Any]:
+def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, local: bool) -> dict[str, Any]:
     """Measure one trial at a small size for at most a minute, and tell what the whole sweep will take.
 
     Early stopping and failures are not foreseen: with ``asha`` the estimate is an upper limit.
@@ -473,15 +488,19 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, local: bool) -> dict
     """
     gpus = placement(config, True).required_resources.get("GPU", 0.0)
     small = load_config([merge(resolved(config), {"pretrain": {"num_epochs": 1}, "pretrained": None})])
-    task = _probe.options(num_cpus=1, num_gpus=gpus, max_retries=0).remote(small)
+    probe: Any = Probe.options(num_cpus=1, num_gpus=gpus).remote(small, demos.handle)
     try:
-        found = ray.get(task, timeout=PROBE_S)
+        ray.get(probe.ready.remote(), timeout=START_TIMEOUT_S)
+        found: dict[str, float] = ray.get(probe.measure.remote(), timeout=PROBE_S)
     except GetTimeoutError:
-        ray.cancel(task, force=True)
         raise InrilError(
             f"The probe, one epoch of cloning and a sixty-fourth of a rollout, did not end within {PROBE_S:.0f} s; "
             "shorten a trial first."
         ) from None
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, InrilError) else error from None
+    finally:
+        ray.kill(probe)
     settings = len(settings_of(sweep)) + (sweep.num_samples if sweep.method in ("optuna", "pbt") else 0)
     repeats = 1 if sweep.method == "pbt" else len(sweep.seeds.search)
     trials = settings * repeats + 2 * len(sweep.seeds.confirm)
@@ -510,7 +529,7 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, local: bool) -> dict
         "gpu_hours": (wall_s * min(at_once, trials) / 3600) if gpus else 0.0,
         "wall_hours": wall_s / 3600,
         "memory_bytes": min(at_once, trials) * processes * found["process_bytes"],
-        "object_store_bytes": load_demos(config).size_bytes() + min(at_once, trials) * 2 * found["fragment_bytes"],
+        "object_store_bytes": demos.size_bytes + min(at_once, trials) * 2 * found["fragment_bytes"],
     }
 
 

@@ -117,8 +117,8 @@ class RayBackend:
 
     # -- processes ----------------------------------------------------------------------------------------------------
     def _spawn(self, index: int) -> Any:
-        # Spread, so that simulators share no cores before they must, and a node that leaves takes few of them. In a trial
-        # of a sweep its placement group decides.
+        # Spread, so that simulators share no cores before they must, and a node that leaves takes few of them. In a
+        # trial of a sweep its placement group decides.
         strategy = {} if get_current_placement_group() else {"scheduling_strategy": "SPREAD"}
         place = RolloutWorker.options(num_cpus=1, **strategy)
         return place.remote(self.config, index, self.config.compute.num_workers, self._states[index])

@@ -1,0 +1,197 @@
+"""Sweeps on a local Ray cluster: searched, confirmed, interrupted, failing; nothing is run twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from inril_ray import tune
+from inril_ray.config import build
+from inril_ray.demos.store import write_arrow
+from inril_ray.report import write_sweep_report
+from inril_ray.sweep import SweepConfig, result_lines
+from inril_ray.tune import run_sweep
+from inril_ray.types import InrilError
+from tests.fakes import fake_demos
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+BASE = {
+    "task": "gym/hopper",
+    "env": {"max_episode_steps": 10},
+    "num_iterations": 4,
+    "actor": {"hidden_dim": 16},
+    "pretrain": {"num_epochs": 3},
+    "rl": {"minibatch_size": 50, "num_epochs": 2, "critic_hidden_dim": 16},
+    "interleave": {"il_steps": 3, "relation_every": 1},
+    "rollout": {"num_envs": 4, "num_decisions": 5},
+    "evaluation": {"every": 2, "num_episodes": 4, "final_episodes": 8, "num_envs": 4},
+    "checkpoint": {"every": 2},
+    "tracking": {"trackers": ["jsonl"]},
+    "compute": {"device": "cpu"},
+    "video": False,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("demos") / "demos.arrow"
+    rng, arrays = np.random.default_rng(0), fake_demos()
+    obs, actions = (rng.uniform(-1.0, 1.0, (len(arrays.obs), width)).astype(np.float32) for width in (11, 3))
+    arrays = replace(arrays, obs=obs, actions=actions, final_obs=np.full((5, 11), np.nan, np.float32))
+    info = replace(
+        arrays.info,
+        content_hash=arrays.hash_content(),
+        env_name="Hopper",
+        semantics="v4",
+        obs_keys=(("observation", 11),),
+    )
+    write_arrow(replace(arrays, info=info), path)
+    return str(path)
+
+
+def sweep_of(demos: str, *, trackers: tuple[str, ...] = ("jsonl",), **values: Any) -> SweepConfig:
+    base = {**BASE, "demos": demos, "tracking": {"trackers": list(trackers)}}
+    return build(SweepConfig, {"name": "tiny", "base": base, "seeds": {"search": [0, 1], "confirm": []}, **values})
+
+
+def times(directory: Path) -> dict[str, int]:
+    return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in sorted(directory.glob("*/*/summary.json"))}
+
+
+def test_a_sweep_finds_a_winner_confirms_it_and_runs_nothing_twice(tmp_path: Path, demos: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    seeds = {"search": [0, 1], "confirm": [10, 11]}
+    grid = {"interleave.every": [1, 2]}
+    sweep = sweep_of(demos, trackers=("jsonl", "mlflow"), space=grid, arms=[{"schedule": "rl_only"}], seeds=seeds)
+    out, said = tmp_path / "runs" / "sweep", []
+    result = run_sweep(sweep, out, local=True, say=said.append)
+    assert [row["finished"] for row in result["settings"]] == [2, 2, 2]
+    assert sorted(result["confirmation"]["scores"][result["winner"]]) == ["10", "11"]
+    assert result["demo_store"]["copies_per_node"] == 1
+    assert result["control"] is not None
+    assert "Estimate: 10 trials" in said[0]
+    assert len(list((out / "bases").iterdir())) == 1, "all settings start from one cloned policy"
+    assert (out / "winner" / "policy.safetensors").is_file()
+    assert "Winner at the seeds of the search" in "\n".join(result_lines(result))
+    assert write_sweep_report(out).is_file()
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    parent = (out / "mlflow_run_id").read_text()
+    nested = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent]
+    assert len(nested) == len(times(out)) - 1, "all runs but that which clones"
+    assert all(r.info.status == "FINISHED" for r in runs)
+    version = client.search_model_versions("name='inril-tiny'")
+    assert [v.run_id for v in version] == [parent]
+    assert (tmp_path / "runs" / "mlartifacts").is_dir()
+
+    before = times(out)
+    run_sweep(sweep, out, local=True)
+    assert times(out) == before
+    with pytest.raises(InrilError, match="another sweep"):
+        run_sweep(sweep_of(demos, space={"interleave.every": [1]}), out, local=True)
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path: Path, demos: str) -> None:
+    sweep = sweep_of(demos, space={"interleave.every": [1, 2]})
+    whole = run_sweep(sweep, tmp_path, local=True)
+    trials = sorted((tmp_path / "trials").iterdir())
+    before = times(tmp_path)
+    # As a power cut leaves it: one run without its end, one that had only begun, Tune's records gone.
+    (trials[0] / "summary.json").unlink()
+    shutil.rmtree(trials[1])
+    shutil.rmtree(tmp_path / "tune")
+    result = run_sweep(sweep, tmp_path, local=True)
+    assert [r["mean"] for r in result["settings"]] == [r["mean"] for r in whole["settings"]], "resumed exactly"
+    after = times(tmp_path)
+    assert [name for name in before if after[name] == before[name]] == [
+        n for n in before if n.split("/")[1] not in (trials[0].name, trials[1].name)
+    ]
+
+
+def test_a_trial_that_fails_is_retried_reported_and_left_out(tmp_path: Path, demos: str) -> None:
+    sweep = sweep_of(demos, space={"interleave.every": [1]}, arms=[{"compute.device": "cuda"}], retries=1)
+    result = run_sweep(sweep, tmp_path, local=True)
+    rows = {row["label"]: row for row in result["settings"]}
+    assert rows["m = 1"]["finished"] == 2
+    assert rows["device = cuda"]["finished"] == 0
+    assert result["winner"] == rows["m = 1"]["key"]
+    assert [f["label"] for f in result["failed"]] == ["device = cuda"] * 2
+    assert "no GPU is available" in result["failed"][0]["error"]
+
+
+def test_a_trial_is_workers_and_a_learner_in_a_placement_group(tmp_path: Path, demos: str) -> None:
+    sweep = sweep_of(demos, space={"interleave.every": [2]}, seeds={"search": [0], "confirm": []})
+    apart = run_sweep(sweep, tmp_path / "apart", local=False)
+    alone = run_sweep(sweep, tmp_path / "alone", local=True)
+    assert apart["settings"][0]["mean"] == alone["settings"][0]["mean"], "the same numbers as in one process"
+
+
+def test_asha_stops_the_weak_early(tmp_path: Path, demos: str) -> None:
+    sweep = sweep_of(
+        demos,
+        space={"rl.actor_lr": [1e-5, 1e-4, 1e-3]},
+        early_stopping="asha",
+        seeds={"search": [0, 1], "confirm": []},
+    )
+    result = run_sweep(sweep, tmp_path, local=True)
+    states = [t["state"] for row in result["settings"] for t in row["trials"]]
+    assert set(states) <= {"finished", "stopped"}
+    assert "finished" in states
+    assert len(states) == 6
+
+
+def test_optuna_proposes_settings_which_all_seeds_repeat(tmp_path: Path, demos: str) -> None:
+    sweep = sweep_of(
+        demos, method="optuna", space={"rl.actor_lr": {"low": 1e-5, "high": 1e-3, "log": True}}, num_samples=2
+    )
+    result = run_sweep(sweep, tmp_path, local=True)
+    assert len(result["settings"]) == 2
+    for row in result["settings"]:
+        assert sorted(t["seed"] for t in row["trials"]) == [0, 1]
+        assert 1e-5 <= row["overrides"]["rl.actor_lr"] <= 1e-3
+
+
+def test_a_population_goes_on_from_its_strong_members(tmp_path: Path, demos: str) -> None:
+    sweep = sweep_of(
+        demos,
+        method="pbt",
+        space={"rl.actor_lr": [1e-5, 1e-3], "interleave.every": [1, 2]},
+        num_samples=4,
+        seeds={"search": [0], "confirm": []},
+    )
+    result = run_sweep(sweep, tmp_path, local=True)
+    trials = [t for row in result["settings"] for t in row["trials"]]
+    assert len(trials) == 4
+    assert all(t["state"] == "finished" for t in trials)
+    summary = json.loads((tmp_path / trials[0]["run"] / "summary.json").read_text())
+    assert summary["iterations"] == 4
+
+
+def test_a_sweep_that_would_take_too_long_is_refused(
+    tmp_path: Path, demos: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = sweep_of(demos, space={"interleave.every": [1]})
+    with pytest.raises(InrilError, match=r"--max-hours 1e-06: the estimate is \d"):
+        run_sweep(sweep, tmp_path, local=True, max_hours=1e-6)
+    assert not (tmp_path / "trials").exists()
+    monkeypatch.setattr(tune, "PROBE_S", 0.01)
+    with pytest.raises(InrilError, match="probe"):
+        run_sweep(sweep, tmp_path, local=True, max_hours=1.0)
