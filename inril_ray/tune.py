@@ -144,7 +144,8 @@ def run_sweep(
             say(f"--- cloning the policy that {'every trial' if len(bases) == 1 else key} starts from")
             own = base_config(sweep, setting)
             resume = has_checkpoint(bases[key])
-            run(own, bases[key], _backend(local, handle), resume=resume, demos=fetch(handle), say=lambda _: None)
+            backend, arrays = _backend(local, handle), fetch(handle)
+            run(own, bases[key], backend, resume=resume, demos=arrays, parent=directory, say=lambda _: None)
     plan = Plan(
         sweep=sweep,
         directory=directory.resolve(),

@@ -66,8 +66,7 @@ class MlflowTracker:
             self._client, context.run_dir, context.mlflow_experiment, context.name, artifacts, parent
         )
         if new:
-            for key, value in _flat(context.config).items():
-                self._client.log_param(self._run_id, key, str(value)[:500])
+            _log_params(self._client, self._run_id, context.config)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one point for each metric in one request."""
@@ -102,8 +101,7 @@ class MlflowParent:
         artifacts = None if uri else directory.parent / ARTIFACTS
         self._run_id, new = _run_of(self._client, directory, experiment, directory.name, artifacts)
         if new:
-            for key, value in _flat(params).items():
-                self._client.log_param(self._run_id, key, str(value)[:500])
+            _log_params(self._client, self._run_id, params)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[str], stopped: Sequence[Path] = ()) -> None:
         """Write the outcome, and mark as ended what a scheduler cut short.
@@ -150,6 +148,15 @@ def parent_of(directory: Path, tracking: Any, params: Mapping[str, Any]) -> Mlfl
     if "mlflow" not in tracking.trackers:
         return None
     return MlflowParent(directory, tracking.mlflow_uri, tracking.mlflow_experiment, params)
+
+
+def _log_params(client: Any, run_id: str, values: Mapping[str, Any]) -> None:
+    """Write all parameters in requests of the greatest size that a server takes: trials begin at the same time."""
+    from mlflow.entities import Param
+
+    params = [Param(key, str(value)[:500]) for key, value in _flat(values).items()]
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
 
 
 def _attach(client: Any, run_id: str, directory: Path, names: Sequence[str]) -> None:
