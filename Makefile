@@ -37,7 +37,7 @@ demos: $(READY)  ## make the bundled data set again, with its fixed seed
 		--set noise=0.3 --set aim_error_m=0.012
 
 test: $(READY)  ## run all tests
-	@echo "All tests: unit, contract, simulator, Ray and command line. About 13 minutes on two cores."
+	@echo "All tests: unit, contract, simulator, Ray and command line. About 20 minutes on two cores."
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
 test-fast: $(READY)  ## run the tests that need neither Ray nor a simulator

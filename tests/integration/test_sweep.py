@@ -86,15 +86,15 @@ def test_a_sweep_finds_a_winner_confirms_it_and_runs_nothing_twice(tmp_path: Pat
     from mlflow.tracking import MlflowClient
 
     seeds = {"search": [0, 1], "confirm": [10, 11]}
-    grid = {"interleave.every": [1, 2]}
+    grid = {"interleave.every": [1]}
     sweep = sweep_of(demos, trackers=("jsonl", "mlflow"), space=grid, arms=[{"schedule": "rl_only"}], seeds=seeds)
     out, said = tmp_path / "runs" / "sweep", []
     result = run_sweep(sweep, out, local=True, say=said.append)
-    assert [row["finished"] for row in result["settings"]] == [2, 2, 2]
+    assert [row["finished"] for row in result["settings"]] == [2, 2]
     assert sorted(result["confirmation"]["scores"][result["winner"]]) == ["10", "11"]
     assert result["demo_store"]["copies_per_node"] == 1
     assert result["control"] is not None
-    assert "Estimate: 10 trials" in said[0]
+    assert "Estimate: 8 trials" in said[0]
     assert len(list((out / "bases").iterdir())) == 1, "all settings start from one cloned policy"
     assert (out / "winner" / "policy.safetensors").is_file()
     assert "Winner at the seeds of the search" in "\n".join(result_lines(result))
@@ -200,13 +200,8 @@ def test_a_population_goes_on_from_its_strong_members(tmp_path: Path, demos: str
     assert summary["iterations"] == 4
 
 
-def test_a_sweep_that_would_take_too_long_is_refused(
-    tmp_path: Path, demos: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_that_would_take_too_long_is_refused(tmp_path: Path, demos: str) -> None:
     sweep = sweep_of(demos, space={"interleave.every": [1]})
     with pytest.raises(InrilError, match=r"--max-hours 1e-06: the estimate is \d"):
         run_sweep(sweep, tmp_path, local=True, max_hours=1e-6)
     assert not (tmp_path / "trials").exists()
-    monkeypatch.setattr(tune, "PROBE_S", 0.01)
-    with pytest.raises(InrilError, match="probe"):
-        run_sweep(sweep, tmp_path, local=True, max_hours=1.0)
