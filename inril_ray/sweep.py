@@ -164,6 +164,10 @@ def check(sweep: SweepConfig) -> None:
                 raise InrilError(f"space.{key}: low = {values.low} and high = {values.high} bound no interval.")
         elif not values:
             raise InrilError(f"space.{key} = []: at least one value is needed.")
+        if sweep.method == "optuna" and key.split(".")[0] in CLONING_KEYS:
+            raise InrilError(
+                f"space.{key}: changes how the policy is cloned, which optuna's trials share; use grid or random."
+            )
         if sweep.method == "pbt" and key not in PBT_KEYS:
             raise InrilError(f"space.{key}: with pbt only {', '.join(PBT_KEYS)} can change in the middle of a run.")
     if sweep.method in ("random", "optuna", "pbt") and not sweep.space:

@@ -114,11 +114,13 @@ def run_sweep(
     if plan_file.is_file() and json.loads(plan_file.read_text())["hash"] != fingerprint(plain):
         raise InrilError(f"{directory} holds another sweep; choose another --out.")
     settings = settings_of(sweep)
-    sample = settings[0] if settings else Setting(overrides=_first_point(sweep))
-    example = trial_config(sweep, sample, sweep.seeds.search[0])
+    # What these two draw starts from one policy; `check` sees to it.
+    drawn = [Setting(overrides=_first_point(sweep))] if sweep.method in ("optuna", "pbt") else []
+    starts = [*drawn, *settings]
+    example = trial_config(sweep, starts[0], sweep.seeds.search[0])
     _connect(example, local)
     services: dict[str, DemoService] = {}
-    for setting in settings or [sample]:
+    for setting in starts:
         config = trial_config(sweep, setting, sweep.seeds.search[0])
         if demo_key(config) not in services:
             services[demo_key(config)] = DemoService(load_demos(config))
@@ -136,7 +138,7 @@ def run_sweep(
     write_json(plan_file, {"sweep": plain, "hash": fingerprint(plain), "estimate": estimate})
     parent = parent_of(directory, example.tracking, plain)
     bases = {}
-    for setting in settings or [sample]:
+    for setting in starts:
         handle = services[demo_key(trial_config(sweep, setting, sweep.seeds.search[0]))].handle
         key = base_key(sweep, setting)
         bases[key] = directory / "bases" / key
@@ -323,7 +325,8 @@ def _fit(
                 num_samples=samples,
                 scheduler=_scheduler(plan.sweep, example) if scheduler else None,
                 search_alg=algorithm,
-                reuse_actors=True,  # a process imports the simulators once, for all trials that it runs
+                # A process imports the simulators once for all its trials; actors of a trial go with its process.
+                reuse_actors=plan.local,
             ),
             run_config=tune.RunConfig(
                 name=name,

@@ -91,6 +91,7 @@ def test_random_draws_lie_in_the_space_and_are_reproducible() -> None:
         ({"method": "random", "space": {"rl.actor_lr": {"low": 0, "high": 2, "log": True}}}, "bound no interval"),
         ({"method": "random", "space": {"rl.actor_lr": {"low": 2, "high": 2}}}, "bound no interval"),
         ({"method": "optuna"}, "needs a space"),
+        ({"method": "optuna", "space": {"actor.hidden_dim": [16, 32]}}, r"space.actor.hidden_dim.*cloned"),
         ({"method": "pbt", "space": {"separation": ["upgrad"]}}, r"space.separation: with pbt only.*rl.actor_lr"),
         ({"method": "pbt", "space": {"rl.actor_lr": [1e-4]}, "arms": [{"schedule": "rl_only"}]}, "no arms"),
         ({"space": {"seed": [1, 2]}}, "seed: is given by the sweep"),
