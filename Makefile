@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo demos test test-fast check format format-check lint types arch golden lock bench bench-sims \
+.PHONY: help setup demo demos test test-drills test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
 	bench-gpu bench-rllib clean
 
@@ -36,9 +36,12 @@ demos: $(READY)  ## make the bundled data set again, with its fixed seed
 	$(BIN)/inril demos make robomimic/lift --out inril_ray/data/lift_scripted.hdf5 --num 12 --held-out 2 --seed 0 --max-steps 200 \
 		--set noise=0.3 --set aim_error_m=0.012
 
-test: $(READY)  ## run all tests
-	@echo "All tests: unit, contract, simulator, Ray and command line. About 20 minutes on two cores."
-	$(BIN)/pytest -q -n 2 --dist loadfile
+test: $(READY)  ## run all tests but the drills
+	@echo "Unit, contract, simulator, Ray and command line tests. About 18 minutes on two cores; drills: make test-drills."
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not drill"
+
+test-drills: $(READY)  ## clusters that lose jobs and nodes, RLlib with several learners, searches: 10 minutes
+	$(BIN)/pytest -q -m drill
 
 test-fast: $(READY)  ## run the tests that need neither Ray nor a simulator
 	$(BIN)/pytest -q -m "not ray and not sim and not slow"

@@ -81,6 +81,7 @@ def make(case: tuple[str, str], pool: dict[tuple[Any, ...], list[SimVectorEnv]])
         env = ready[used[key]]
         used[key] += 1
         env.episode[:] = -1  # as it was made
+        env.autoreset = AutoresetMode.SAME_STEP
         return env
 
     return build

@@ -138,6 +138,7 @@ def test_flags_are_frozen() -> None:
         "train": sorted([*shared, "--out", "--resume", "--local"]),
         "eval": ["--backend", "--episodes", "--help", "--policy", "--video"],
         "verdict": sorted([*shared, "--seeds", "--out", "--bc-reg", "--local"]),
+        "sweep": ["--help", "--local", "--max-hours", "--out"],
         "demos": ["--help"],
         "report": ["--help"],
         "doctor": ["--help"],

@@ -113,6 +113,7 @@ def test_nodes_of_rollout_workers_may_leave(cluster: Cluster, capsys: pytest.Cap
             assert row[name] == wanted[name]
 
 
+@pytest.mark.drill
 def test_the_loss_of_the_learners_node_ends_the_run_which_goes_on_exactly(cluster: Cluster, tmp_path: Path) -> None:
     one = load_config([resolved(CONFIG), {"compute": {"num_workers": 1}}])
     run(one, tmp_path / "whole", LocalBackend)

@@ -12,6 +12,7 @@ import pytest
 from inril_ray import envs
 from inril_ray.cli import _layers, main, parser
 from inril_ray.experiment import load_config
+from inril_ray.sweep import read_sweep
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
@@ -37,6 +38,8 @@ def test_inril_commands_are_valid(arguments: list[str], capsys: pytest.CaptureFi
     elif arguments[0] in ("doctor", "demos"):
         assert main(arguments) == 0
         assert capsys.readouterr().out
+    elif arguments[0] == "sweep":
+        read_sweep(ROOT / parsed.file)
     elif not getattr(parsed, "resume", None):
         load_config(_layers(parsed))
 

@@ -73,6 +73,7 @@ def weights_of_all(algorithm: Algorithm) -> list[dict[str, np.ndarray]]:
     return [r.get() if hasattr(r, "get") and not isinstance(r, dict) else r for r in results]
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_learners", "phase"), [(0, "merged"), (1, "inserted"), (2, "inserted"), (2, "merged")])
 def test_learners_imitate_and_stay_equal(num_learners: int, phase: str) -> None:
@@ -140,6 +141,7 @@ def test_tune_searches_over_our_settings(tmp_path: Path) -> None:
     assert made == {"rl_only": 0, "fixed": 3}
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "num_learners"), [(IMPALAConfig, 0), (APPOConfig, 1)])
 def test_asynchronous_algorithms_run(kind: type, num_learners: int) -> None:
@@ -228,6 +230,7 @@ def test_ppo_balances_what_reinforcement_alone_does_not_yet() -> None:
     assert after > max(before, alone) + 30.0, (before, after, alone)
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 def test_sac_reaches_what_reinforcement_alone_does_not_yet() -> None:
     def sac() -> Any:

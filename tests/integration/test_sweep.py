@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import ray
 
-from inril_ray import tune
 from inril_ray.config import build
 from inril_ray.demos.store import write_arrow
 from inril_ray.report import write_sweep_report
 from inril_ray.sweep import SweepConfig, result_lines
-from inril_ray.tune import run_sweep
+from inril_ray.tune import run_sweep, search
 from inril_ray.types import InrilError
 from tests.fakes import fake_demos
 
@@ -70,7 +69,7 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the estimate, which takes a process of its own."""
     figures = ("trial_minutes", "cpu_hours", "gpu_hours", "wall_hours", "memory_bytes", "object_store_bytes")
     estimate = {**dict.fromkeys(figures, 0.0), "trials": 0, "at_once": 1}
-    monkeypatch.setattr(tune, "estimated", lambda *_: estimate)
+    monkeypatch.setattr(search, "estimated", lambda *_: estimate)
 
 
 def sweep_of(demos: str, *, trackers: tuple[str, ...] = ("jsonl",), **values: Any) -> SweepConfig:
@@ -156,6 +155,7 @@ def test_a_trial_is_workers_and_a_learner_in_a_placement_group(tmp_path: Path, d
     assert {"learner", "worker_0"} < summary["peak_memory_bytes"].keys()
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("no_probe")
 def test_asha_stops_the_weak_early(tmp_path: Path, demos: str) -> None:
     sweep = sweep_of(
@@ -183,6 +183,7 @@ def test_optuna_proposes_settings_which_all_seeds_repeat(tmp_path: Path, demos: 
         assert 1e-5 <= row["overrides"]["rl.actor_lr"] <= 1e-3
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("no_probe")
 def test_a_population_goes_on_from_its_strong_members(tmp_path: Path, demos: str) -> None:
     sweep = sweep_of(
@@ -195,9 +196,11 @@ def test_a_population_goes_on_from_its_strong_members(tmp_path: Path, demos: str
     result = run_sweep(sweep, tmp_path, local=True)
     trials = [t for row in result["settings"] for t in row["trials"]]
     assert len(trials) == 4
-    assert all(t["state"] == "finished" for t in trials)
-    summary = json.loads((tmp_path / trials[0]["run"] / "summary.json").read_text())
-    assert summary["iterations"] == 4
+    # One that is told to go on from another in its last report may be left without an end of its own.
+    done = [t for t in trials if t["state"] == "finished"]
+    assert done and not result["failed"]
+    assert json.loads((tmp_path / done[0]["run"] / "summary.json").read_text())["iterations"] == 4
+    assert len(list((tmp_path / "trials").glob("member*-life1"))) > 0, "somebody has taken over a checkpoint"
 
 
 def test_a_sweep_that_would_take_too_long_is_refused(tmp_path: Path, demos: str) -> None:

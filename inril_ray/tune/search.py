@@ -10,15 +10,12 @@ import json
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
-from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 
@@ -27,8 +24,8 @@ from inril_ray.card import write_card
 from inril_ray.config import fingerprint, merge, to_dict
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService, fetch
-from inril_ray.distributed.driver import START_TIMEOUT_S, RayBackend, start_ray
-from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved, task_spec
+from inril_ray.distributed.driver import RayBackend
+from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved
 from inril_ray.run import LocalBackend, finished, has_checkpoint, provenance, run, write_json
 from inril_ray.sweep import (
     Between,
@@ -42,11 +39,10 @@ from inril_ray.sweep import (
     settings_of,
     trial_config,
 )
-from inril_ray.threads import available_cpus
 from inril_ray.tracking.mlflow import parent_of
+from inril_ray.tune.estimate import connect, estimate_lines, estimated, placement
 from inril_ray.types import InrilError
 
-PROBE_S = 60.0
 REPEAT = "__trial_index__"
 """Where Tune's repeater says which repeat of a setting a trial is."""
 
@@ -118,7 +114,7 @@ def run_sweep(
     drawn = [Setting(overrides=_first_point(sweep))] if sweep.method in ("optuna", "pbt") else []
     starts = [*drawn, *settings]
     example = trial_config(sweep, starts[0], sweep.seeds.search[0])
-    _connect(example, local)
+    connect(example, local)
     services: dict[str, DemoService] = {}
     for setting in starts:
         config = trial_config(sweep, setting, sweep.seeds.search[0])
@@ -219,12 +215,12 @@ def trial(values: Mapping[str, Any], plan: Plan, points: Sequence[Mapping[str, A
     pbt = plan.sweep.method == "pbt"
     if pbt:  # a checkpoint for each evaluation, since the weak go on from those of the strong
         config = load_config([merge(resolved(config), {"checkpoint": {"every": config.evaluation.every}})])
-    path = _run_dir(plan, setting, seed)
     donor = tune.get_checkpoint() if pbt else None
+    path = _run_dir(plan, setting, seed, new=donor is not None)
     if donor is not None:
         _adopt(donor, path)
     reporter = TuneTracker(path / "checkpoints" if pbt else None)
-    summary = finished(path, config)
+    summary = None if pbt else finished(path, config)
     if summary is not None:  # Tune was stopped before it took note of the end
         last = {k: v for k, v in summary["final"].items() if k != "outcomes"}
         reporter.log({**last, "iteration": summary["iterations"]}, summary["env_steps"])
@@ -250,10 +246,20 @@ def _setting_of(values: Mapping[str, Any], plan: Plan, points: Sequence[Mapping[
     return Setting(overrides=drawn), seed
 
 
-def _run_dir(plan: Plan, setting: Setting, seed: int) -> Path:
-    # What a population's member is changes on its way; its seed does not.
-    name = f"member-{seed}" if plan.sweep.method == "pbt" else f"{setting.key}-seed{seed}"
-    return plan.directory / "trials" / name
+def _run_dir(plan: Plan, setting: Setting, seed: int, *, new: bool = False) -> Path:
+    """Return the directory of a trial; of a population's member, the one of its last life.
+
+    Args:
+        plan: of the sweep.
+        setting: what a member is changes on its way; its seed does not.
+        seed: of the trial.
+        new: a member takes over another's checkpoint. Its former life may not have ended yet, so it gets a directory.
+    """
+    trials = plan.directory / "trials"
+    if plan.sweep.method != "pbt":
+        return trials / f"{setting.key}-seed{seed}"
+    lives = len(list(trials.glob(f"member{seed}-life*")))
+    return trials / f"member{seed}-life{max(lives - (not new), 0)}"
 
 
 def _adopt(donor: Any, path: Path) -> None:
@@ -397,33 +403,6 @@ def _domain(values: list[Any] | Between) -> Any:
     return (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
 
 
-# -- resources --------------------------------------------------------------------------------------------------------
-def placement(config: ExperimentConfig, local: bool) -> tune.PlacementGroupFactory:
-    """Return what a trial reserves: its driver, its learner with a GPU where there is one, its workers."""
-    gpu = {"GPU": 1.0} if config.compute.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) >= 1 else {}
-    if local:
-        return tune.PlacementGroupFactory([{"CPU": 1.0, **gpu}])
-    workers = [{"CPU": 1.0}] * config.compute.num_workers
-    return tune.PlacementGroupFactory([{"CPU": 1.0}, {"CPU": 1.0, **gpu}, *workers])
-
-
-def _bundle_cpus(config: ExperimentConfig, local: bool) -> int:
-    return 1 if local else config.compute.num_workers + 2
-
-
-def _connect(config: ExperimentConfig, local: bool) -> None:
-    """Join the cluster, or start one on this machine on which as many trials run at a time as it has cores.
-
-    Raises:
-        InrilError: the cluster can't hold a single trial.
-    """
-    needed = _bundle_cpus(config, local)
-    start_ray(needed * available_cpus())
-    total = ray.cluster_resources().get("CPU", 0.0)
-    if total < needed:
-        raise InrilError(f"A trial needs {needed} CPUs (driver, learner, workers), the cluster has {total:.0f}.")
-
-
 def demo_key(config: ExperimentConfig) -> str:
     """Return a name that trials share which read the same demonstrations."""
     values = resolved(config)
@@ -436,113 +415,3 @@ def _store_figures(services: Mapping[str, DemoService]) -> dict[str, int]:
 
 def _first_point(sweep: SweepConfig) -> dict[str, Any]:
     return {key: values[0] if isinstance(values, list) else values.low for key, values in sweep.space.items()}
-
-
-# -- estimate ---------------------------------------------------------------------------------------------------------
-@ray.remote
-class Probe:
-    """A process that measures the parts of a run, each at a small size.
-
-    Args:
-        config: of a trial that clones for one epoch.
-        demos: handle of its demonstrations.
-    """
-
-    def __init__(self, config: ExperimentConfig, demos: list[Any]) -> None:
-        self._config, self._demos = config, demos
-
-    def ready(self) -> None:
-        """Build simulators and networks."""
-        self._backend = LocalBackend(self._config, fetch(self._demos))
-
-    def measure(self) -> dict[str, float]:
-        """Return seconds and bytes, after about a third of ``PROBE_S``."""
-        backend, config, start = self._backend, self._config, time.perf_counter()
-        backend.pretrain()
-        epoch_s = time.perf_counter() - start
-        collector, decisions = backend.worker.collector, max(1, config.rollout.num_decisions // 64)
-        while True:
-            collector.num_decisions, begun = decisions, time.perf_counter()
-            rollout = collector.collect(backend.learner.version)
-            rollout_s = time.perf_counter() - begun
-            backend.learner.learn(rollout, fresh_start=config.rollout.reset_each)
-            learn_s = time.perf_counter() - begun - rollout_s
-            spent = time.perf_counter() - start
-            if decisions >= config.rollout.num_decisions or spent + 4 * (rollout_s + learn_s) > PROBE_S / 3:
-                break
-            decisions = min(2 * decisions, config.rollout.num_decisions)
-        full = config.rollout.num_decisions / decisions
-        return {
-            "epoch_s": epoch_s,
-            "rollout_s": full * rollout_s,
-            "learn_s": full * learn_s,
-            "env_step_s": rollout_s / rollout.env_steps,
-            "fragment_bytes": full * rollout.size_bytes(),
-            "process_bytes": float(sum(backend.peak_memory_bytes().values())),
-        }
-
-
-def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, local: bool) -> dict[str, Any]:
-    """Measure one trial at a small size for at most a minute, and tell what the whole sweep will take.
-
-    Early stopping and failures are not foreseen: with ``asha`` the estimate is an upper limit.
-
-    Raises:
-        InrilError: not even a small part of one trial came to an end.
-    """
-    gpus = placement(config, True).required_resources.get("GPU", 0.0)
-    small = load_config([merge(resolved(config), {"pretrain": {"num_epochs": 1}, "pretrained": None})])
-    probe: Any = Probe.options(num_cpus=1, num_gpus=gpus).remote(small, demos.handle)
-    try:
-        ray.get(probe.ready.remote(), timeout=START_TIMEOUT_S)
-        found: dict[str, float] = ray.get(probe.measure.remote(), timeout=PROBE_S)
-    except GetTimeoutError:
-        raise InrilError(
-            f"The probe, one epoch of cloning and a sixty-fourth of a rollout, did not end within {PROBE_S:.0f} s; "
-            "shorten a trial first."
-        ) from None
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, InrilError) else error from None
-    finally:
-        ray.kill(probe)
-    settings = len(settings_of(sweep)) + (sweep.num_samples if sweep.method in ("optuna", "pbt") else 0)
-    repeats = 1 if sweep.method == "pbt" else len(sweep.seeds.search)
-    trials = settings * repeats + 2 * len(sweep.seeds.confirm)
-    evaluation = config.evaluation
-    rounds = config.num_iterations // evaluation.every if evaluation.every else 0
-    episodes = 2 * evaluation.final_episodes + rounds * evaluation.num_episodes
-    horizon = task_spec(config).max_episode_steps
-    rollouts_s = config.num_iterations * found["rollout_s"] + episodes * horizon * found["env_step_s"]
-    learning_s = config.num_iterations * found["learn_s"]
-    cloning_s = (
-        len({base_key(sweep, s) for s in settings_of(sweep)} or {0}) * config.pretrain.num_epochs * found["epoch_s"]
-    )
-    workers = 1 if local else config.compute.num_workers
-    cores = ray.cluster_resources().get("CPU", 1.0) if "RAY_ADDRESS" in os.environ else float(available_cpus())
-    at_once = max(1, int(ray.cluster_resources().get("CPU", 1.0)) // _bundle_cpus(config, local))
-    if gpus:
-        at_once = max(1, min(at_once, int(ray.cluster_resources()["GPU"])))
-    busy_s = trials * (rollouts_s + learning_s)
-    wall_s = cloning_s + max(-(-trials // at_once) * (rollouts_s / workers + learning_s), busy_s / cores)
-    processes = 1 if local else config.compute.num_workers + 2
-    return {
-        "trials": trials,
-        "at_once": min(at_once, trials),
-        "trial_minutes": (rollouts_s / workers + learning_s) / 60,
-        "cpu_hours": (busy_s + cloning_s) / 3600,
-        "gpu_hours": (wall_s * min(at_once, trials) / 3600) if gpus else 0.0,
-        "wall_hours": wall_s / 3600,
-        "memory_bytes": min(at_once, trials) * processes * found["process_bytes"],
-        "object_store_bytes": demos.size_bytes + min(at_once, trials) * 2 * found["fragment_bytes"],
-    }
-
-
-def estimate_lines(estimate: Mapping[str, Any]) -> list[str]:
-    """Return the estimate in words."""
-    gpu = f", {estimate['gpu_hours']:.1f} GPU-hours" if estimate["gpu_hours"] else ""
-    return [
-        f"Estimate: {estimate['trials']} trials of {estimate['trial_minutes']:.1f} minutes, {estimate['at_once']} at a "
-        f"time: {estimate['wall_hours']:.2f} hours, {estimate['cpu_hours']:.1f} CPU-hours{gpu}; "
-        f"{estimate['memory_bytes'] / 2**30:.1f} GiB of memory, {estimate['object_store_bytes'] / 2**20:.0f} MiB of "
-        "object store."
-    ]

@@ -1,0 +1,161 @@
+"""What a trial reserves, and what a whole sweep will take."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import GetTimeoutError, RayTaskError
+
+from inril_ray.config import merge
+from inril_ray.distributed.demo_service import DemoService, fetch
+from inril_ray.distributed.driver import START_TIMEOUT_S, start_ray
+from inril_ray.experiment import ExperimentConfig, load_config, resolved, task_spec
+from inril_ray.run import LocalBackend
+from inril_ray.sweep import SweepConfig, base_key, settings_of
+from inril_ray.threads import available_cpus
+from inril_ray.types import InrilError
+
+PROBE_S = 60.0
+
+
+# -- resources --------------------------------------------------------------------------------------------------------
+def placement(config: ExperimentConfig, local: bool) -> tune.PlacementGroupFactory:
+    """Return what a trial reserves: its driver, its learner with a GPU where there is one, its workers."""
+    gpu = {"GPU": 1.0} if config.compute.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) >= 1 else {}
+    if local:
+        return tune.PlacementGroupFactory([{"CPU": 1.0, **gpu}])
+    workers = [{"CPU": 1.0}] * config.compute.num_workers
+    return tune.PlacementGroupFactory([{"CPU": 1.0}, {"CPU": 1.0, **gpu}, *workers])
+
+
+def bundle_cpus(config: ExperimentConfig, local: bool) -> int:
+    """Return the CPUs of a trial."""
+    return 1 if local else config.compute.num_workers + 2
+
+
+def connect(config: ExperimentConfig, local: bool) -> None:
+    """Join the cluster, or start one on this machine on which as many trials run at a time as it has cores.
+
+    Raises:
+        InrilError: the cluster can't hold a single trial.
+    """
+    needed = bundle_cpus(config, local)
+    start_ray(needed * available_cpus())
+    total = ray.cluster_resources().get("CPU", 0.0)
+    if total < needed:
+        raise InrilError(f"A trial needs {needed} CPUs (driver, learner, workers), the cluster has {total:.0f}.")
+
+
+# -- estimate ---------------------------------------------------------------------------------------------------------
+@ray.remote
+class Probe:
+    """A process that measures the parts of a run, each at a small size.
+
+    Args:
+        config: of a trial that clones for one epoch.
+        demos: handle of its demonstrations.
+    """
+
+    def __init__(self, config: ExperimentConfig, demos: list[Any]) -> None:
+        self._config, self._demos = config, demos
+
+    def ready(self) -> None:
+        """Build simulators and networks."""
+        self._backend = LocalBackend(self._config, fetch(self._demos))
+
+    def measure(self) -> dict[str, float]:
+        """Return seconds and bytes, after about a third of ``PROBE_S``."""
+        backend, config, start = self._backend, self._config, time.perf_counter()
+        backend.pretrain()
+        epoch_s = time.perf_counter() - start
+        collector, decisions = backend.worker.collector, max(1, config.rollout.num_decisions // 64)
+        while True:
+            collector.num_decisions, begun = decisions, time.perf_counter()
+            rollout = collector.collect(backend.learner.version)
+            rollout_s = time.perf_counter() - begun
+            backend.learner.learn(rollout, fresh_start=config.rollout.reset_each)
+            learn_s = time.perf_counter() - begun - rollout_s
+            spent = time.perf_counter() - start
+            if decisions >= config.rollout.num_decisions or spent + 4 * (rollout_s + learn_s) > PROBE_S / 3:
+                break
+            decisions = min(2 * decisions, config.rollout.num_decisions)
+        full = config.rollout.num_decisions / decisions
+        return {
+            "epoch_s": epoch_s,
+            "rollout_s": full * rollout_s,
+            "learn_s": full * learn_s,
+            "env_step_s": rollout_s / rollout.env_steps,
+            "fragment_bytes": full * rollout.size_bytes(),
+            "process_bytes": float(sum(backend.peak_memory_bytes().values())),
+        }
+
+
+def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, local: bool) -> dict[str, Any]:
+    """Measure one trial at a small size for at most a minute, and tell what the whole sweep will take.
+
+    Early stopping and failures are not foreseen: with ``asha`` the estimate is an upper limit.
+
+    Raises:
+        InrilError: not even a small part of one trial came to an end.
+    """
+    gpus = placement(config, True).required_resources.get("GPU", 0.0)
+    small = load_config([merge(resolved(config), {"pretrain": {"num_epochs": 1}, "pretrained": None})])
+    probe: Any = Probe.options(num_cpus=1, num_gpus=gpus).remote(small, demos.handle)
+    try:
+        ray.get(probe.ready.remote(), timeout=START_TIMEOUT_S)
+        found: dict[str, float] = ray.get(probe.measure.remote(), timeout=PROBE_S)
+    except GetTimeoutError:
+        raise InrilError(
+            f"The probe, one epoch of cloning and a sixty-fourth of a rollout, did not end within {PROBE_S:.0f} s; "
+            "shorten a trial first."
+        ) from None
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, InrilError) else error from None
+    finally:
+        ray.kill(probe)
+    settings = len(settings_of(sweep)) + (sweep.num_samples if sweep.method in ("optuna", "pbt") else 0)
+    repeats = 1 if sweep.method == "pbt" else len(sweep.seeds.search)
+    trials = settings * repeats + 2 * len(sweep.seeds.confirm)
+    evaluation = config.evaluation
+    rounds = config.num_iterations // evaluation.every if evaluation.every else 0
+    episodes = 2 * evaluation.final_episodes + rounds * evaluation.num_episodes
+    horizon = task_spec(config).max_episode_steps
+    rollouts_s = config.num_iterations * found["rollout_s"] + episodes * horizon * found["env_step_s"]
+    learning_s = config.num_iterations * found["learn_s"]
+    cloning_s = (
+        len({base_key(sweep, s) for s in settings_of(sweep)} or {0}) * config.pretrain.num_epochs * found["epoch_s"]
+    )
+    workers = 1 if local else config.compute.num_workers
+    cores = ray.cluster_resources().get("CPU", 1.0) if "RAY_ADDRESS" in os.environ else float(available_cpus())
+    at_once = max(1, int(ray.cluster_resources().get("CPU", 1.0)) // bundle_cpus(config, local))
+    if gpus:
+        at_once = max(1, min(at_once, int(ray.cluster_resources()["GPU"])))
+    busy_s = trials * (rollouts_s + learning_s)
+    wall_s = cloning_s + max(-(-trials // at_once) * (rollouts_s / workers + learning_s), busy_s / cores)
+    processes = 1 if local else config.compute.num_workers + 2
+    return {
+        "trials": trials,
+        "at_once": min(at_once, trials),
+        "trial_minutes": (rollouts_s / workers + learning_s) / 60,
+        "cpu_hours": (busy_s + cloning_s) / 3600,
+        "gpu_hours": (wall_s * min(at_once, trials) / 3600) if gpus else 0.0,
+        "wall_hours": wall_s / 3600,
+        "memory_bytes": min(at_once, trials) * processes * found["process_bytes"],
+        "object_store_bytes": demos.size_bytes + min(at_once, trials) * 2 * found["fragment_bytes"],
+    }
+
+
+def estimate_lines(estimate: Mapping[str, Any]) -> list[str]:
+    """Return the estimate in words."""
+    gpu = f", {estimate['gpu_hours']:.1f} GPU-hours" if estimate["gpu_hours"] else ""
+    return [
+        f"Estimate: {estimate['trials']} trials of {estimate['trial_minutes']:.1f} minutes, {estimate['at_once']} at a "
+        f"time: {estimate['wall_hours']:.2f} hours, {estimate['cpu_hours']:.1f} CPU-hours{gpu}; "
+        f"{estimate['memory_bytes'] / 2**30:.1f} GiB of memory, {estimate['object_store_bytes'] / 2**20:.0f} MiB of "
+        "object store."
+    ]
