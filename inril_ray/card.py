@@ -50,7 +50,10 @@ def write_card(folder: Path, run_dir: Path, *, evaluations: Mapping[str, str], f
     if film:
         outcomes = summary["base"]["outcomes"], summary["final"]["outcomes"]
         episode = choose_episode(*outcomes, config.evaluation.num_envs)
-        note = write_before_and_after(partial, config, read_pretrained(run_dir), weights, episode)
+        # A member of a population that took over another's checkpoint holds no copy of what all were cloned from.
+        own = config.pretrained is None or (run_dir / "pretrained").is_dir()
+        cloned = read_pretrained(run_dir if own else Path(str(config.pretrained)))
+        note = write_before_and_after(partial, config, cloned, weights, episode)
     (partial / README).write_text(_words(config, summary, evaluations, note))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
