@@ -37,10 +37,10 @@ demos: $(READY)  ## make the bundled data set again, with its fixed seed
 		--set noise=0.3 --set aim_error_m=0.012
 
 test: $(READY)  ## run all tests but the drills
-	@echo "Unit, contract, simulator, Ray and command line tests. About 18 minutes on two cores; drills: make test-drills."
+	@echo "Unit, contract, simulator, Ray and command line tests: about 20 minutes on two cores; drills: make test-drills."
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not drill"
 
-test-drills: $(READY)  ## clusters that lose jobs and nodes, RLlib with several learners, searches: 10 minutes
+test-drills: $(READY)  ## clusters that lose jobs and nodes, RLlib with several learners, searches: minutes each
 	$(BIN)/pytest -q -m drill
 
 test-fast: $(READY)  ## run the tests that need neither Ray nor a simulator
@@ -96,7 +96,7 @@ bench-learning: $(READY)  ## the long run: three seeds of Lift, about 80 minutes
 bench-furniture: $(READY)  ## the furniture tasks on CPU cores, 5 minutes
 	$(BIN)/python -m benchmarks.furniture
 
-bench-experts: $(READY)  ## a hundred scripted episodes of every furniture task, 45 minutes
+bench-experts: $(READY)  ## a hundred scripted episodes of every furniture task, up to an hour
 	$(BIN)/python -m benchmarks.experts
 
 bench-gpu: $(READY)  ## the furniture tasks on one GPU; needs CUDA
