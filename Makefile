@@ -37,7 +37,7 @@ demos: $(READY)  ## make the bundled data set again, with its fixed seed
 		--set noise=0.3 --set aim_error_m=0.012
 
 test: $(READY)  ## run all tests but the drills
-	@echo "Unit, contract, simulator, Ray and command line tests: about 20 minutes on two cores; drills: make test-drills."
+	@echo "Unit, contract, simulator, Ray and command line tests; the longest drills are in make test-drills."
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not drill"
 
 test-drills: $(READY)  ## clusters that lose jobs and nodes, RLlib with several learners, searches: minutes each
