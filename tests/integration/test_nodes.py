@@ -17,7 +17,7 @@ from ray._private.authentication import authentication_token_setup as authentica
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from inril_ray.distributed.demo_service import fetch
+from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import load_config, load_demos, resolved
 from inril_ray.run import LocalBackend, read_config, run
@@ -61,15 +61,16 @@ def remove(cluster: Cluster, node_id: str) -> None:
     cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id == node_id))
 
 
-def backend_with_policy(kind: Callable[..., RayBackend] = RayBackend) -> RayBackend:
-    backend = kind(CONFIG, load_demos(CONFIG))
+def backend_with_policy(service: DemoService, kind: Callable[..., RayBackend] = RayBackend) -> RayBackend:
+    backend = kind(CONFIG, service.handle)
     backend.pretrain()
     return backend
 
 
 def test_nodes_of_rollout_workers_may_leave(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     """One leaves with a fragment that has arrived but is not fetched yet, one with the fragments that are collected."""
-    calm = backend_with_policy()
+    service = DemoService(load_demos(CONFIG))
+    calm = backend_with_policy(service)
     try:
         expected = [calm.iterate() for _ in range(3)]
         gpu = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU"))
@@ -88,13 +89,13 @@ def test_nodes_of_rollout_workers_may_leave(cluster: Cluster, capsys: pytest.Cap
                 self.leaves = None
             return fragments
 
-    struck = backend_with_policy(Struck)
+    struck = backend_with_policy(service, Struck)
     try:
         got = [struck.iterate()]
         struck.leaves = node_of(struck.workers[1])
         copy = ray.remote(lambda handle: fetch(handle).info.content_hash)
         there = copy.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(struck.leaves, soft=False))
-        assert ray.get(there.remote(struck.demos.handle)) == struck.demos.content_hash
+        assert ray.get(there.remote(service.handle)) == service.content_hash
         got.append(struck.iterate())
         assert "collected again" in capsys.readouterr().out
         assert got[1]["worker_restarts"] == 1.0
@@ -105,7 +106,7 @@ def test_nodes_of_rollout_workers_may_leave(cluster: Cluster, capsys: pytest.Cap
         remove(cluster, node_of(struck.workers[0]))
         got.append(struck.iterate())
         assert got[2]["worker_restarts"] >= 2.0
-        assert ray.get(copy.options(num_cpus=0).remote(struck.demos.handle)) == struck.demos.content_hash
+        assert ray.get(copy.options(num_cpus=0).remote(service.handle)) == service.content_hash
     finally:
         struck.close()
     for row, wanted in zip(got, expected, strict=True):
