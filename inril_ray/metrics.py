@@ -91,6 +91,9 @@ METRICS: dict[str, str] = {
     "nan_resets": "environments reset by the NaN guard",
     "policy_lag": "learner updates between the weights that acted and those that learned",
     "worker_restarts": "rollout workers replaced so far",
+    "queue_age_s": "seconds since the oldest fragment was complete when the learner took it, by the nodes' clocks",
+    "learner_idle_share": "share of the time since the last learning in which the learner did not learn: rollouts, "
+    "evaluation, checkpoints",
     "env_steps_per_s": "control steps per second of wall time, everything included",
     "rollout_s": "seconds waiting for rollouts",
     "simulation_s": "seconds in the simulators (slowest worker)",

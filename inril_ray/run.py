@@ -91,6 +91,10 @@ class Backend(Protocol):
         """Return the peak resident memory of each process."""
         ...
 
+    def trackers(self, run: str) -> list[Tracker]:
+        """Return the trackers of where the backend lives, for a run of this name."""
+        ...
+
     def close(self) -> None:
         """Free everything."""
         ...
@@ -171,6 +175,10 @@ class LocalBackend:
     def peak_memory_bytes(self) -> dict[str, int]:
         """Return the peak resident memory of this process."""
         return {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+    def trackers(self, run: str) -> list[Tracker]:
+        """Return none."""
+        return []
 
     def close(self) -> None:
         """Nothing to free."""
@@ -283,7 +291,7 @@ def run(
             stop.saves = True
             if saved is not None:
                 drop_after(run_dir, session.iteration)
-            active += [*_trackers(config, run_dir, plain, parent), *trackers]
+            active += [*_trackers(config, run_dir, plain, parent), *backend.trackers(run_dir.name), *trackers]
             if saved is None:
                 session.log_base()
             session.iterate(stop)

@@ -19,9 +19,11 @@ from ray.util import get_current_placement_group
 
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService
+from inril_ray.distributed.gauges import GaugeTracker
 from inril_ray.distributed.weights import WeightRefs
 from inril_ray.distributed.workers import FragmentMeta, LearnerActor, RolloutWorker
 from inril_ray.experiment import ExperimentConfig
+from inril_ray.metrics import Tracker
 from inril_ray.run import check_worker_count
 from inril_ray.threads import available_cpus
 from inril_ray.types import EpisodeStats, InrilError
@@ -109,6 +111,8 @@ class RayBackend:
         self._states: list[Any] = [None] * config.compute.num_workers
         self.workers = [self._spawn(i) for i in range(config.compute.num_workers)]
         self._flights: dict[int, Flight] = {}
+        self._finished_at: list[float] = []
+        self._learned_at: float | None = None
         self._generation = 0
         self._refs: Any = None
         self._get(self.learner.ready.remote(), START_TIMEOUT_S, "learner")
@@ -175,6 +179,7 @@ class RayBackend:
     def _land(self) -> list[Any]:
         """Wait for every worker's fragment, replacing workers that fail; return references in worker order."""
         fragments: dict[int, Any] = {}
+        self._finished_at = [0.0] * len(self.workers)
         while len(fragments) < len(self.workers):
             waiting = {f.meta: i for i, f in self._flights.items() if i not in fragments}
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
@@ -190,6 +195,7 @@ class RayBackend:
                     continue
                 self._check_store(meta)
                 fragments[index] = flight.fragment
+                self._finished_at[index] = meta.finished_at
                 lag = self._refs.version - meta.policy_version
                 if lag > self.config.compute.max_policy_lag:
                     print(f"A rollout of worker {index} is dropped: its weights are {lag} updates old.", flush=True)
@@ -241,14 +247,21 @@ class RayBackend:
         """Collect, learn, publish; in pipelined mode the next fragments are collected while the learner works."""
         start = time.perf_counter()
         self._collect()
-        waited = time.perf_counter() - start
+        collected = time.perf_counter()
+        age = max(0.0, time.time() - min(self._finished_at))
         learning = self.learner.learn.remote()
         if self.config.compute.mode == "pipelined":
             for index in range(len(self.workers)):
                 self._launch(index)
         metrics = self._get(learning, LEARNER_TIMEOUT_S, "learner")
+        idle_since, self._learned_at = self._learned_at or start, time.perf_counter()
         self._publish(everything=False)
-        return metrics | {"rollout_s": waited, "worker_restarts": float(self.restarts)}
+        return metrics | {
+            "rollout_s": collected - start,
+            "queue_age_s": age,
+            "learner_idle_share": (collected - idle_since) / (self._learned_at - idle_since),
+            "worker_restarts": float(self.restarts),
+        }
 
     def _publish(self, *, everything: bool) -> None:
         # The vectors are return values, which the driver owns: they stay while it holds the references. The previous
@@ -318,6 +331,10 @@ class RayBackend:
         """Return the peak resident memory of each process."""
         names = {"learner": self.learner, **{f"worker_{i}": w for i, w in enumerate(self.workers)}}
         return {n: self._get(actor.peak_memory_bytes.remote(), START_TIMEOUT_S, n) for n, actor in names.items()}
+
+    def trackers(self, run: str) -> list[Tracker]:
+        """Return what the cluster's own dashboards are fed by."""
+        return [GaugeTracker(run, self.config.task)]
 
     def close(self) -> None:
         """End the actors; the cluster stays."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ class FragmentMeta:
     policy_version: int
     env_steps: int
     size_bytes: int
+    finished_at: float
+    """Seconds since the epoch, by the worker's clock."""
 
 
 def peak_memory_bytes() -> int:
@@ -79,6 +82,7 @@ class RolloutWorkerShell:
             policy_version=rollout.policy_version,
             env_steps=rollout.env_steps,
             size_bytes=rollout.size_bytes(),
+            finished_at=time.time(),
         )
         return rollout, meta, self.parts.collector.state_dict()
 

@@ -127,14 +127,14 @@ def _heat_map(settings: Sequence[Mapping[str, Any]], measure: Measure) -> Html |
         value = hundred(at(row, "mean", "value"))
         if row is None or value is None:
             return tag("td", "–")
-        share = round(55 * (value - low) / (high - low)) if high > low else 0
+        share = round(45 * (value - low) / (high - low)) if high > low else 0
         text = interval(at(row, "mean", "low"), at(row, "mean", "high"))
         return tag("td", tag("strong", f"{value:.1f}"), tag("span", text), style=f"--share: {share}%")
 
     head = tag("tr", tag("th", "m", scope="col"), *(tag("th", c, scope="col") for c in columns))
     body = [tag("tr", tag("th", str(r), scope="row"), *(cell(cells.get((r, c))) for c in columns)) for r in rows]
     table = tag("table", tag("thead", head), tag("tbody", *body), class_="heat")
-    note = f"{measure.axis}, mean over seeds and its interval. Darker is higher: {low:.1f} to {high:.1f}."
+    note = f"{measure.axis}, mean over seeds and its interval. The stronger the colour, the higher: {low:.1f} to {high:.1f}."
     return section(
         "Interleaving ratio and separation", tag("div", table, class_="scroll"), tag("p", note, class_="note")
     )

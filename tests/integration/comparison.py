@@ -13,7 +13,10 @@ from inril_ray.tracking.jsonl import read_metrics
 
 def measured(run_dir: Path) -> list[dict[str, float]]:
     """Return the metrics of a run without times."""
-    return [{k: v for k, v in r.items() if not k.endswith("_s")} for r in read_metrics(run_dir)]
+    return [
+        {k: v for k, v in r.items() if not k.endswith("_s") and k != "learner_idle_share"}
+        for r in read_metrics(run_dir)
+    ]
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
