@@ -134,7 +134,7 @@ def _heat_map(settings: Sequence[Mapping[str, Any]], measure: Measure) -> Html |
     head = tag("tr", tag("th", "m", scope="col"), *(tag("th", c, scope="col") for c in columns))
     body = [tag("tr", tag("th", str(r), scope="row"), *(cell(cells.get((r, c))) for c in columns)) for r in rows]
     table = tag("table", tag("thead", head), tag("tbody", *body), class_="heat")
-    note = f"{measure.axis}, mean over seeds and its interval. The stronger the colour, the higher: {low:.1f} to {high:.1f}."
+    note = f"{measure.axis}, mean over seeds and its interval. Stronger colour is higher: {low:.1f} to {high:.1f}."
     return section(
         "Interleaving ratio and separation", tag("div", table, class_="scroll"), tag("p", note, class_="note")
     )

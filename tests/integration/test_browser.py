@@ -55,7 +55,7 @@ FAINT = """
 
 CUT_OFF = """
 () => [...document.querySelectorAll('main h1, main h2, main p, main figure, main svg, main summary, main .legend')]
-  .filter(e => { const box = e.getBoundingClientRect(); return box.width && (box.left < 0 || box.right > innerWidth + 1); })
+  .filter(e => { const b = e.getBoundingClientRect(); return b.width && (b.left < 0 || b.right > innerWidth + 1); })
   .map(e => e.outerHTML.slice(0, 80))
 """
 """What sticks out of the window. Tables and code may be wider, in boxes that scroll."""

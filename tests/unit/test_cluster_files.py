@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from inril_ray.cli import _layers, parser
+from inril_ray.distributed.gauges import PREFIX, SHOWN
 from inril_ray.experiment import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,19 @@ POD = json.loads((SCHEMAS / "pod_template.json").read_text())
 
 def manifest(name: str) -> dict[str, Any]:
     return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def test_the_dashboard_shows_what_is_exported() -> None:
+    dashboard = json.loads((CLUSTER / "grafana.json").read_text())
+    asked = {
+        m for p in dashboard["panels"] for t in p.get("targets", []) for m in re.findall(r"ray_(\w+)\{", t["expr"])
+    }
+    assert asked == {PREFIX + name for name in SHOWN}
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    places = [panel["gridPos"] for panel in dashboard["panels"]]
+    cells = [(x, y) for p in places for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
+    assert len(cells) == len(set(cells)), "panels overlap"
+    assert max(x for x, _ in cells) < 24
 
 
 def cluster_spec(resource: dict[str, Any]) -> dict[str, Any]:
