@@ -24,6 +24,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from inril_ray import envs
 from inril_ray.demos.store import DemoArrays, write_arrow
 from inril_ray.distributed.demo_service import DemoService
+from inril_ray.distributed.driver import start_ray
 from inril_ray.rllib import with_interleaving, with_task
 from tests.fakes import FAKE_TASK_NAME, fake_demos
 
@@ -33,7 +34,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    start_ray(8)
     envs.TASKS[FAKE_TASK_NAME] = "tests.fakes:FAKE_TASK"
     yield
     del envs.TASKS[FAKE_TASK_NAME]

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +21,10 @@ import ray
 
 from inril_ray.config import build
 from inril_ray.demos.store import write_arrow
+from inril_ray.distributed.driver import start_ray
 from inril_ray.report import write_sweep_report
 from inril_ray.sweep import SweepConfig, result_lines
+from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.tune import run_sweep, search
 from inril_ray.types import InrilError
 from tests.fakes import fake_demos
@@ -38,11 +46,12 @@ BASE = {
     "compute": {"device": "cpu"},
     "video": False,
 }
+RL_ONLY = {"schedule": "rl_only"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    start_ray(3)
     yield
     ray.shutdown()
 
@@ -86,7 +95,7 @@ def test_a_sweep_finds_a_winner_confirms_it_and_runs_nothing_twice(tmp_path: Pat
 
     seeds = {"search": [0, 1], "confirm": [10, 11]}
     grid = {"interleave.every": [1]}
-    sweep = sweep_of(demos, trackers=("jsonl", "mlflow"), space=grid, arms=[{"schedule": "rl_only"}], seeds=seeds)
+    sweep = sweep_of(demos, trackers=("jsonl", "mlflow"), space=grid, arms=[RL_ONLY], seeds=seeds)
     out, said = tmp_path / "runs" / "sweep", []
     result = run_sweep(sweep, out, local=True, say=said.append)
     assert [row["finished"] for row in result["settings"]] == [2, 2]
@@ -114,6 +123,77 @@ def test_a_sweep_finds_a_winner_confirms_it_and_runs_nothing_twice(tmp_path: Pat
     assert times(out) == before
     with pytest.raises(InrilError, match="another sweep"):
         run_sweep(sweep_of(demos, space={"interleave.every": [1]}), out, local=True)
+
+
+@pytest.fixture
+def tracking_server(tmp_path: Path) -> Iterator[str]:
+    """A real `mlflow server`, as a lab runs it: its own database, artifacts through the server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = tmp_path / "server"
+    place.mkdir()
+    store = ["--backend-store-uri", f"sqlite:///{place}/mlflow.db", "--artifacts-destination", str(place / "artifacts")]
+    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (place / "log").open("w") as log:
+        command = [sys.executable, "-m", "mlflow", "server", *store, *address]
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=place)
+    try:
+        deadline = time.monotonic() + 120.0
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
+                break
+            except (urllib.error.URLError, OSError):
+                assert server.poll() is None and time.monotonic() < deadline, (place / "log").read_text()
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_a_tracking_server_holds_the_whole_sweep(tmp_path: Path, demos: str, tracking_server: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    tracking = {"trackers": ["jsonl", "mlflow"], "mlflow_uri": tracking_server, "mlflow_experiment": "lab"}
+    base = {**BASE, "demos": demos, "tracking": tracking}
+    seeds = {"search": [0], "confirm": []}
+    sweep = build(
+        SweepConfig,
+        {"name": "served", "base": base, "seeds": seeds, "space": {"interleave.every": [1]}, "arms": [RL_ONLY]},
+    )
+    out = tmp_path / "runs" / "sweep"
+    run_sweep(sweep, out, local=True)
+    assert not (tmp_path / "runs" / "mlflow.db").exists(), "nothing goes to a local store"
+
+    client = MlflowClient(tracking_server)
+    experiment = client.get_experiment_by_name("lab")
+    assert experiment is not None and experiment.artifact_location.startswith("mlflow-artifacts:/")
+    parent = client.get_run((out / "mlflow_run_id").read_text())
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics.keys() == {"score m 1", "score RL only"}
+    assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {"plan.json", "sweep.json", "winner"}
+    nested = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    assert len(nested) == 3, "the cloned policy's and one for each setting"
+    for path in (out / "trials").iterdir():
+        run = client.get_run((path / "mlflow_run_id").read_text())
+        values = json.loads((path / "config.json").read_text())["config"]
+        assert run.info.status == "FINISHED"
+        assert run.data.params["schedule"] == values["schedule"]
+        assert run.data.params["interleave.every"] == str(values["interleave"]["every"])
+        records = [r for r in read_metrics(path) if "value_loss" in r]
+        logged = client.get_metric_history(run.info.run_id, "value_loss")
+        assert [(m.step, m.value) for m in logged] == [
+            (r["env_steps"], pytest.approx(r["value_loss"])) for r in records
+        ]
+        copy = client.download_artifacts(run.info.run_id, "summary.json", str(tmp_path))
+        assert Path(copy).read_bytes() == (path / "summary.json").read_bytes()
+    (version,) = client.search_model_versions("name='inril-served'")
+    assert version.run_id == parent.info.run_id
+    weights = client.download_artifacts(parent.info.run_id, "winner/policy.safetensors", str(tmp_path))
+    assert Path(weights).read_bytes() == (out / "winner" / "policy.safetensors").read_bytes()
 
 
 @pytest.mark.usefixtures("no_probe")
