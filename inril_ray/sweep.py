@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from inril_ray.config import build, config, fingerprint, nested, read_yaml, to_dict
+from inril_ray.config import build, config, fingerprint, merge, nested, read_yaml, to_dict
 from inril_ray.experiment import ExperimentConfig, load_config, resolved, shipped_config
 from inril_ray.statistics import SUCCESS, Measure, mean_estimate, measure_of, probability_of_improvement
 from inril_ray.tracking.jsonl import read_metrics
@@ -224,7 +224,10 @@ def trial_config(
     if pretrained is not None:
         own["pretrained"] = str(pretrained)
     try:
-        return load_config([*layers, sweep.base, nested(setting.overrides), own])
+        made = load_config([*layers, sweep.base, nested(setting.overrides), own])
+        # Trials go on side by side: on the console each has one line, at its end.
+        quiet = [name for name in made.tracking.trackers if name != "console"]
+        return load_config([merge(resolved(made), {"tracking": {"trackers": quiet}})])
     except InrilError as error:
         raise InrilError(f"Setting {setting.label!r}: {error}") from None
 

@@ -115,7 +115,8 @@ class RayBackend:
         self._learned_at: float | None = None
         self._generation = 0
         self._refs: Any = None
-        self._get(self.learner.ready.remote(), START_TIMEOUT_S, "learner")
+        for actor, who in self._actors():
+            self._get(self._started(actor, who), START_TIMEOUT_S, who)
         for i, worker in enumerate(self.workers):
             self._states[i] = self._get(worker.state_dict.remote(), START_TIMEOUT_S, f"rollout worker {i}")
 
@@ -142,6 +143,24 @@ class RayBackend:
         except RayError as error:
             raise _death(error, who) from None
 
+    def _actors(self) -> list[tuple[Any, str]]:
+        return [(self.learner, "learner"), *((w, f"rollout worker {i}") for i, w in enumerate(self.workers))]
+
+    def _started(self, actor: Any, who: str) -> Any:
+        """Wait until an actor has been placed and built, or has failed; return the answer's reference.
+
+        Raises:
+            InrilError: it was not within ``START_TIMEOUT_S``; says what the cluster has free.
+        """
+        placed, _ = ray.wait([ref := actor.ready.remote()], timeout=START_TIMEOUT_S)
+        if not placed:
+            free = ray.available_resources()
+            raise InrilError(
+                f"The {who} did not start within {START_TIMEOUT_S:.0f} s; the cluster has {free.get('CPU', 0.0):.0f} "
+                f"free CPUs and {free.get('GPU', 0.0):.0f} free GPUs, and each process needs a CPU."
+            )
+        return ref
+
     def _replace(self, index: int, reason: str) -> None:
         """Put a new worker in the place of one that died, hangs or raised; it takes over the last known state."""
         # Workers also fail when the learner's node is gone, with the weights that they fetch from it.
@@ -156,19 +175,10 @@ class RayBackend:
             ray.kill(self.workers[index], no_restart=True)
             self.workers[index] = self._spawn(index)
             try:  # Its deadline must not run while it starts.
-                return self._await_replacement(index)
+                ray.get(self._started(self.workers[index], f"replacement of rollout worker {index}"))
+                return
             except RayActorError as error:  # it was put on a node that is leaving as well
                 reason = _first_line(error)
-
-    def _await_replacement(self, index: int) -> None:
-        try:
-            ray.get(self.workers[index].ready.remote(), timeout=START_TIMEOUT_S)
-        except GetTimeoutError:
-            free = ray.available_resources().get("CPU", 0.0)
-            raise InrilError(
-                f"The replacement of rollout worker {index} did not start within {START_TIMEOUT_S:.0f} s; "
-                f"the cluster has {free:.0f} free CPUs."
-            ) from None
 
     # -- one iteration ------------------------------------------------------------------------------------------------
     def _launch(self, index: int) -> None:
@@ -338,8 +348,7 @@ class RayBackend:
 
     def close(self) -> None:
         """End the actors; the cluster stays."""
-        actors: list[Any] = [self.learner, *self.workers]
-        for actor in actors:
+        for actor, _ in self._actors():
             ray.kill(actor, no_restart=True)
 
 

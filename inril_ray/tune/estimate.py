@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 from ray.exceptions import GetTimeoutError, RayTaskError
+from scipy.optimize import nnls
 
 from inril_ray.config import merge
 from inril_ray.distributed.demo_service import DemoService, fetch
@@ -69,30 +71,50 @@ class Probe:
         self._backend = LocalBackend(self._config, fetch(self._demos))
 
     def measure(self) -> dict[str, float]:
-        """Return seconds and bytes, after about a third of ``PROBE_S``."""
+        """Return seconds and bytes of a whole iteration, after about a third of ``PROBE_S``."""
         backend, config, start = self._backend, self._config, time.perf_counter()
         backend.pretrain()
         epoch_s = time.perf_counter() - start
-        collector, decisions = backend.worker.collector, max(1, config.rollout.num_decisions // 64)
+        collector, whole = backend.worker.collector, config.rollout.num_decisions
+        decisions, sizes, rollouts_s, learning_s = max(1, whole // 64), [], [], []
         while True:
             collector.num_decisions, begun = decisions, time.perf_counter()
             rollout = collector.collect(backend.learner.version)
-            rollout_s = time.perf_counter() - begun
+            collected = time.perf_counter()
             backend.learner.learn(rollout, fresh_start=config.rollout.reset_each)
-            learn_s = time.perf_counter() - begun - rollout_s
-            spent = time.perf_counter() - start
-            if decisions >= config.rollout.num_decisions or spent + 4 * (rollout_s + learn_s) > PROBE_S / 3:
+            ended = time.perf_counter()
+            sizes.append(decisions)
+            rollouts_s.append(collected - begun)
+            learning_s.append(ended - collected)
+            # The next is at most twice as large; the first also paid for what is done once.
+            if len(sizes) > 1 and ended - start + 2 * (ended - begun) > PROBE_S / 3:
                 break
-            decisions = min(2 * decisions, config.rollout.num_decisions)
-        full = config.rollout.num_decisions / decisions
+            decisions = min(2 * decisions, whole)
         return {
             "epoch_s": epoch_s,
-            "rollout_s": full * rollout_s,
-            "learn_s": full * learn_s,
-            "env_step_s": rollout_s / rollout.env_steps,
-            "fragment_bytes": full * rollout.size_bytes(),
+            "rollout_s": at_size(whole, sizes, rollouts_s),
+            "learn_s": at_size(whole, sizes, learning_s),
+            "env_step_s": rollouts_s[-1] / rollout.env_steps,
+            "fragment_bytes": whole / sizes[-1] * rollout.size_bytes(),
             "process_bytes": float(sum(backend.peak_memory_bytes().values())),
         }
+
+
+def at_size(size: float, sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Return the seconds that something of a size takes, by a line through what smaller ones took.
+
+    Part of an iteration does not grow with its rollout (diagnostics, imitation), so a share of it can't be scaled up.
+
+    Args:
+        size: whose time is asked for.
+        sizes: that were measured; the first is left out, since it paid for what is done once.
+        seconds: what each took.
+    """
+    x, y = np.asarray(sizes[1:], float), np.asarray(seconds[1:], float)
+    # Relative errors count: the smallest take milliseconds.
+    terms, weights = np.stack([np.ones_like(x), x], axis=1), 1.0 / y
+    fixed, slope = nnls(terms * weights[:, None], y * weights)[0]
+    return float(fixed + slope * size)
 
 
 def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, local: bool) -> dict[str, Any]:

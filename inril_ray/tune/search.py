@@ -372,7 +372,8 @@ class Progress(tune.Callback):
 
     def _say(self, trials: list[Any], trial: Any, what: str) -> None:
         setting, seed = _setting_of(trial.config, self._plan, self._points)
-        done = sum(t.is_finished() for t in trials)
+        # Tune marks this one as ended only afterwards.
+        done = sum(t.is_finished() or t.trial_id == trial.trial_id for t in trials)
         print(f"{done}/{len(trials)}  {setting.label}, seed {seed}: {what}", flush=True)
 
 
