@@ -20,7 +20,7 @@ LAYERS = {
     "pretrain": {"num_epochs": 1},
     "actor": {"hidden_dim": 64},
     "rl": {"num_epochs": 1, "minibatch_size": 500},
-    "rollout": {"num_envs": 10, "num_decisions": 40},
+    "rollout": {"num_envs": 24, "num_decisions": 20},
     "interleave": {"every": 10, "il_steps": 1},
 }
 
