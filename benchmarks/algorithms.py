@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result import write
+from inril_ray.backend import LocalBackend
 from inril_ray.config import merge, read_yaml
 from inril_ray.experiment import load_config
 from inril_ray.record import record
-from inril_ray.run import LocalBackend, read_config, run
+from inril_ray.run import run
+from inril_ray.run_dir import read_config
 from inril_ray.statistics import score_text
 from inril_ray.tracking.jsonl import read_metrics
 

@@ -10,7 +10,8 @@ from benchmarks.result import FOLDER, write
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import load_config, shipped_config
 from inril_ray.report import write_run_report
-from inril_ray.run import read_config, run
+from inril_ray.run import run
+from inril_ray.run_dir import read_config
 from inril_ray.statistics import score_text
 from inril_ray.tracking.jsonl import read_metrics
 

@@ -9,9 +9,9 @@ from typing import Any
 import ray
 
 from benchmarks.result import write
+from inril_ray.backend import LocalBackend
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import load_config, load_demos, shipped_config
-from inril_ray.run import LocalBackend
 
 ROUNDS = 3
 LAYERS = [

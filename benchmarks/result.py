@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from inril_ray.run import provenance, write_json
+from inril_ray.run_dir import provenance, write_json
 
 FOLDER = Path(__file__).parent / "results"
 

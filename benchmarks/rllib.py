@@ -16,11 +16,11 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from benchmarks.result import write
 from inril_ray import envs
+from inril_ray.backend import LocalBackend
 from inril_ray.demos.store import DemoArrays, DemoInfo
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome, Task
 from inril_ray.experiment import load_config
 from inril_ray.rllib import with_interleaving, with_task
-from inril_ray.run import LocalBackend
 from inril_ray.threads import available_cpus
 from inril_ray.types import BoolArray, EnvSpec, FloatArray
 

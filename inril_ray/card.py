@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from inril_ray import checkpoint
 from inril_ray.experiment import ExperimentConfig, resolved, task_spec
 from inril_ray.media import choose_episode, write_before_and_after
-from inril_ray.run import read_config, read_pretrained, write_json
+from inril_ray.run_dir import read_config, read_pretrained, write_json
 from inril_ray.statistics import measure_of, score_text
 
 README, WEIGHTS = "README.md", "policy.safetensors"

@@ -190,7 +190,7 @@ def _layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _make_backend(local: bool) -> Any:
     if local:
-        from inril_ray.run import LocalBackend
+        from inril_ray.backend import LocalBackend
 
         return LocalBackend
     from inril_ray.distributed.driver import RayBackend
@@ -208,7 +208,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
     from inril_ray.config import fingerprint, merge
     from inril_ray.experiment import load_config, resolved
-    from inril_ray.run import continues, read_config, run
+    from inril_ray.run import run
+    from inril_ray.run_dir import continues, read_config
 
     layers = _layers(arguments)
     if arguments.resume:
@@ -242,7 +243,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from inril_ray.evaluate import evaluation_metrics
     from inril_ray.experiment import WorkerParts, build_policy, load_config, resolved, task_spec
     from inril_ray.media import config_fps, film, write_video
-    from inril_ray.run import read_config, read_pretrained
+    from inril_ray.run_dir import read_config, read_pretrained
     from inril_ray.statistics import score_text
     from inril_ray.threads import torch_threads
 

@@ -23,6 +23,7 @@ from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.evaluate import EvaluationConfig, Evaluator
 from inril_ray.gradient_separation import SEPARATIONS
+from inril_ray.guard import GuardConfig
 from inril_ray.interleave import InterleaveConfig
 from inril_ray.learner import Learner
 from inril_ray.policies import POLICIES
@@ -116,6 +117,7 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     tracking: TrackingConfig = TrackingConfig()
     video: bool = True
     """Render one episode before and after, where an OpenGL library is found."""
@@ -181,6 +183,8 @@ def _check_combination(config: ExperimentConfig) -> None:
         raise InrilError(f"separation = {config.separation!r}: {reason}.")
     if config.interleave.phase == "merged" and getattr(config.rl, "accumulate", None):
         raise InrilError("interleave.phase = 'merged' needs whole minibatches: rl.accumulate must be null.")
+    if policy.imitates_apart and config.guard.kl_limit is not None:
+        raise InrilError("guard.kl_limit: the divergence of a residual policy is not measured; leave it null.")
     if policy.imitates_apart and (config.interleave.phase == "merged" or config.schedule == "bc_reg"):
         raise InrilError(
             f"{config.policy} imitates and reinforces different parameters: schedule bc_reg and phase merged, which "
@@ -326,7 +330,17 @@ def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
     algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")(config.rl, context)
     schedule = resolve(SCHEDULES, config.schedule, "schedule").from_config(config.interleave)
     separation = resolve(SEPARATIONS, config.separation, "separation").from_config(config.interleave)
-    return Learner(policy, algorithm, schedule, separation, store, config.interleave, seed=config.seed, device=device)
+    return Learner(
+        policy,
+        algorithm,
+        schedule,
+        separation,
+        store,
+        config.interleave,
+        seed=config.seed,
+        device=device,
+        measure_base=config.guard.action != "off" and config.guard.kl_limit is not None,
+    )
 
 
 def share(total: int, worker: int, num_workers: int) -> range:

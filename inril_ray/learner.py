@@ -29,6 +29,8 @@ from inril_ray.types import DemoBatch, FloatArray, InrilError, Rollout
 
 PROBE_SIZE = 4096
 """Observations on which the change of a base is measured."""
+PROBE_DECISIONS = 256
+"""Decisions from which the divergence from the cloned policy is estimated."""
 
 
 class Learner:
@@ -43,6 +45,7 @@ class Learner:
         config: interleaving.
         seed: of minibatches and noise.
         device: where the policy lives.
+        measure_base: measure how far the policy is from the cloned one; keeps a copy of that.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Learner:
         *,
         seed: int,
         device: torch.device,
+        measure_base: bool = False,
     ) -> None:
         self.policy, self.algorithm = policy, algorithm
         self.schedule, self.separation, self.demos, self.config = schedule, separation, demos, config
@@ -81,7 +85,10 @@ class Learner:
             "il_iterations": 0,
             "il_updates": 0,
         }
+        self.step_scale = 1.0
+        """Multiplies the policy's learning rates."""
         self.theory = InterleavingTheory(config.adaptive.ema, c_il=config.adaptive.c_il)
+        self._measures_base = measure_base
         self._probe = self._fixed_probe()
         self._cloned: Policy | None = None
 
@@ -110,7 +117,7 @@ class Learner:
         self._keep_cloned()
 
     def _keep_cloned(self) -> None:
-        if self.config.bc_source == "base":
+        if self.config.bc_source == "base" or self._measures_base:
             self._cloned = copy.deepcopy(self.policy).requires_grad_(False)
 
     def learn(self, rollout: Rollout, *, fresh_start: bool) -> dict[str, float]:
@@ -159,6 +166,8 @@ class Learner:
         if iteration.il:
             metrics |= self._probe_losses()
         metrics["il_s"] = time.perf_counter() - start
+        if self._measures_base:
+            metrics["kl_base"] = self._base_divergence()
 
         self.counters["iteration"] += 1
         self.counters["env_steps"] += rollout.env_steps
@@ -185,7 +194,7 @@ class Learner:
         means, skipped, stopped, reports, dropped = MeanMetrics(), 0, False, 0, 0
         weight = self.config.bc_weight * self.config.bc_decay**self.version if regularized else 0.0
         for group in self.actor_optimizer.param_groups:
-            group["lr"] = self.algorithm.actor_lr(self.version)
+            group["lr"] = self.step_scale * self.algorithm.actor_lr(self.version)
         for name in ("critic", "critics", "value"):
             for group in self.algorithm.optimizers()[name].param_groups if name in self.algorithm.optimizers() else ():
                 group["lr"] = self.algorithm.critic_lr(self.version)
@@ -270,8 +279,9 @@ class Learner:
 
         Source of the latter: DPPO's behaviour-cloning loss on the observations that were visited.
         """
-        if self._cloned is None:
+        if self.config.bc_source != "base":
             return self._il_loss(self._il_batch(), self.generator)
+        assert self._cloned is not None
         obs = minibatch.obs
         noise = torch.randn(len(obs), *self._cloned.noise_shape, generator=self.generator).to(self.device)
         chain = self._cloned.act(obs, noise, deterministic=False).chain
@@ -369,7 +379,7 @@ class Learner:
         return batch.nominal_updates if self.config.il_steps == "matched" else self.config.il_steps
 
     def _context(self, batch: Experience, *, reinforced: bool, imitated: bool, merged: bool) -> IterationContext:
-        rl_lr = self.algorithm.actor_lr(self.version - 1)
+        rl_lr = self.step_scale * self.algorithm.actor_lr(self.version - 1)
         own = not merged and self._imitates_with_own(reinforced)
         return IterationContext(
             iterations_done=self.version,
@@ -378,7 +388,7 @@ class Learner:
             rl_steps=batch.nominal_updates,
             il_steps=batch.nominal_updates if merged else self._num_il_steps(batch),
             rl_lr=rl_lr,
-            il_lr=self.config.il_lr if own else rl_lr,
+            il_lr=self.step_scale * self.config.il_lr if own else rl_lr,
             rl_batch_size=batch.batch_size if merged else min(batch.batch_size, self.config.relation_batch_size),
             il_batch_size=self.config.il_batch_size,
         )
@@ -433,6 +443,26 @@ class Learner:
             "il_probe_loss_all": float(self.policy.il_loss(*self._probe, "all")),
         }
 
+    @torch.no_grad()
+    def _base_divergence(self) -> float:
+        """Estimate the divergence from the cloned policy, each time from the same observations and noise."""
+        assert self._cloned is not None
+        obs = self._probe[0][:PROBE_DECISIONS]
+        noise = torch.randn(len(obs), *self.policy.noise_shape, generator=torch.Generator().manual_seed(0))
+        chain = self.policy.act(obs, noise.to(self.device), deterministic=False).chain
+        total = 0.0
+        for i in range(self.policy.num_scored_steps):
+            step = torch.full((len(obs),), i, device=self.device)
+            scored = (obs, chain[:, i], chain[:, i + 1], step)
+            total += float((self.policy.log_prob(*scored) - self._cloned.log_prob(*scored)).mean())
+        return total / self.policy.num_scored_steps
+
+    def scale_steps(self, scale: float) -> None:
+        """Multiply the policy's learning rates, of reinforcement and imitation, from now on."""
+        self.step_scale = scale
+        for group in self.il_optimizer.param_groups:
+            group["lr"] = scale * self.config.il_lr
+
     # -- state --------------------------------------------------------------------------------------------------------
     def modules(self) -> dict[str, nn.Module]:
         """Return everything with weights, by name."""
@@ -451,6 +481,7 @@ class Learner:
             "cloned": dict(self._cloned.state_dict()) if self._cloned else {},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers().items()},
             "counters": dict(self.counters),
+            "step_scale": self.step_scale,
             "generator": self.generator.get_state(),
             "demo_rng": self.demo_rng.bit_generator.state,
             "demos": self.demos.info.content_hash,
@@ -478,8 +509,7 @@ class Learner:
             load_module(self._cloned, state["cloned"])
         for name, optimizer in self.optimizers().items():
             load_optimizer(optimizer, state["optimizers"][name])
-        for group in self.il_optimizer.param_groups:  # the configuration's, which a population changes on the way
-            group["lr"] = self.config.il_lr
+        self.scale_steps(state.get("step_scale", 1.0))  # of the configuration's rates, which a population changes
         self.counters = dict(state["counters"])
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self.demo_rng.bit_generator.state = state["demo_rng"]

@@ -63,6 +63,8 @@ METRICS: dict[str, str] = {
     "il_probe_loss_all_before": "`il_probe_loss_all` before this iteration's imitation",
     "rl_surrogate_before": "PPO loss on a fixed minibatch before this iteration's imitation",
     "rl_surrogate_after": "the same after it",
+    "kl_base": "divergence of the policy from the cloned one: mean log-ratio of chunks that it samples on observations "
+    "of held-out demonstrations, nats by scored step, executed action and dimension",
     "base_change": "residual policies: mean change of the base's planned actions by this iteration's imitation, on "
     "4096 observations of the rollout, same noise, normalised units",
     "correction_il_loss": "residual policies, `naive`: mean squared error of the correction on demonstrations",

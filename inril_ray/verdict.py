@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos
-from inril_ray.run import finished, has_checkpoint, provenance, write_json
+from inril_ray.run_dir import finished, has_checkpoint, provenance, write_json
 from inril_ray.statistics import (
     Estimate,
     Measure,

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util import get_current_placement_group
 
+from inril_ray.backend import check_worker_count
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService
 from inril_ray.distributed.gauges import GaugeTracker
@@ -24,7 +25,6 @@ from inril_ray.distributed.weights import WeightRefs
 from inril_ray.distributed.workers import FragmentMeta, LearnerActor, RolloutWorker
 from inril_ray.experiment import ExperimentConfig
 from inril_ray.metrics import Tracker
-from inril_ray.run import check_worker_count
 from inril_ray.threads import available_cpus
 from inril_ray.types import EpisodeStats, InrilError
 
@@ -87,7 +87,7 @@ class Flight:
 
 
 class RayBackend:
-    """The parts of a run on a Ray cluster; see :class:`inril_ray.run.Backend`.
+    """The parts of a run on a Ray cluster; see :class:`inril_ray.backend.Backend`.
 
     Args:
         config: of the run.
@@ -331,11 +331,16 @@ class RayBackend:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         check_worker_count(state["workers"], len(self.workers))
+        self._flights.clear()  # what workers still collect is not waited for; their states are put back after it
         self._get(self.learner.load_state_dict.remote(state["learner"]), LEARNER_TIMEOUT_S, "learner")
         for index, worker in enumerate(self.workers):
             self._states[index] = state["workers"][index]
             self._get(worker.load_state_dict.remote(self._states[index]), START_TIMEOUT_S, f"rollout worker {index}")
         self._publish(everything=True)
+
+    def scale_steps(self, scale: float) -> None:
+        """Multiply the policy's learning rates."""
+        self._get(self.learner.scale_steps.remote(scale), LEARNER_TIMEOUT_S, "learner")
 
     def peak_memory_bytes(self) -> dict[str, int]:
         """Return the peak resident memory of each process."""

@@ -142,6 +142,10 @@ class LearnerShell:
             raise InrilError("The learner was asked to learn before it was given a rollout.")
         return self.learner.learn(rollout, fresh_start=self.config.rollout.reset_each)
 
+    def scale_steps(self, scale: float) -> None:
+        """Multiply the policy's learning rates."""
+        self.learner.scale_steps(scale)
+
     def weights(self, everything: bool) -> FloatArray:
         """Return a slot of weights as one vector."""
         return flatten(policy_weights(self.learner.algorithm.acting, everything=everything))

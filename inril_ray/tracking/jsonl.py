@@ -17,16 +17,15 @@ class JsonlTracker:
     """Appends to ``metrics.jsonl`` in the run directory."""
 
     def __init__(self, context: TrackerContext) -> None:
-        self._file = (context.run_dir / FILE).open("a")
+        self._path = context.run_dir / FILE
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one line and flush it."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        with self._path.open("a") as file:  # each time, because drop_after() puts another in its place
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Nothing is open."""
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -43,9 +42,19 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
-def drop_after(run_dir: Path, iteration: int) -> None:
-    """Forget records later than ``iteration``, which a resumed run will make again."""
-    records = [r for r in read_metrics(run_dir) if r.get("iteration", 0) <= iteration]
+def drop_after(run_dir: Path, iteration: int, *, keep_in: str | None = None) -> None:
+    """Forget records later than ``iteration``, which a run that goes on from there will make again.
+
+    Args:
+        run_dir: of the run.
+        iteration: the last that is kept.
+        keep_in: name of a file that the others are appended to.
+    """
+    every = read_metrics(run_dir)
+    records = [r for r in every if r.get("iteration", 0) <= iteration]
+    if keep_in is not None:
+        with (run_dir / keep_in).open("a") as file:
+            file.writelines(json.dumps(r) + "\n" for r in every if r.get("iteration", 0) > iteration)
     partial = run_dir / f".{FILE}.partial"
     partial.write_text("".join(json.dumps(r) + "\n" for r in records))
     os.replace(partial, run_dir / FILE)

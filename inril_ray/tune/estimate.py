@@ -13,11 +13,11 @@ from ray import tune
 from ray.exceptions import GetTimeoutError, RayTaskError
 from scipy.optimize import nnls
 
+from inril_ray.backend import LocalBackend
 from inril_ray.config import merge
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import START_TIMEOUT_S, start_ray
 from inril_ray.experiment import ExperimentConfig, load_config, resolved, task_spec
-from inril_ray.run import LocalBackend
 from inril_ray.sweep import SweepConfig, base_key, settings_of
 from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError

@@ -20,13 +20,15 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 
 from inril_ray import checkpoint
+from inril_ray.backend import LocalBackend
 from inril_ray.card import write_card
 from inril_ray.config import fingerprint, merge, to_dict
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved
-from inril_ray.run import LocalBackend, finished, has_checkpoint, provenance, run, write_json
+from inril_ray.run import run
+from inril_ray.run_dir import finished, has_checkpoint, provenance, write_json
 from inril_ray.sweep import (
     Between,
     Outcome,

@@ -23,8 +23,9 @@ import pytest
 import yaml
 
 from inril_ray import checkpoint
+from inril_ray.backend import LocalBackend
 from inril_ray.experiment import load_config
-from inril_ray.run import LocalBackend, run
+from inril_ray.run import run
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from inril_ray import envs
+from inril_ray.backend import LocalBackend
 from inril_ray.demos.episodes import RecordedEpisode
 from inril_ray.demos.formats.d4rl_hdf5 import write
 from inril_ray.envs.base import EnvConfig
 from inril_ray.experiment import load_config
 from inril_ray.report import write_run_report
-from inril_ray.run import LocalBackend, read_config, run
+from inril_ray.run import run
+from inril_ray.run_dir import read_config
 from inril_ray.types import InrilError
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY

@@ -14,10 +14,10 @@ import pytest
 
 from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
+from inril_ray.backend import LocalBackend
 from inril_ray.demos.store import DemoArrays, DemoInfo
 from inril_ray.envs.base import EnvConfig
 from inril_ray.experiment import load_config
-from inril_ray.run import LocalBackend
 from tests.fakes import POLICY_OF
 
 TASKS = [name for name in envs.TASKS if not name.startswith("mimicgen/") and not name.endswith(("_med", "_high"))]

@@ -17,10 +17,12 @@ from ray._private.authentication import authentication_token_setup as authentica
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from inril_ray.backend import LocalBackend
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import load_config, load_demos, resolved
-from inril_ray.run import LocalBackend, read_config, run
+from inril_ray.run import run
+from inril_ray.run_dir import read_config
 from inril_ray.types import InrilError
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY

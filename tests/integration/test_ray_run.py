@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import ray
 
+from inril_ray.backend import LocalBackend
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend, connect
 from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
 from inril_ray.experiment import build_policy, load_config, load_demos, policy_weights, resolved, task_spec
-from inril_ray.run import LocalBackend, read_config, run
+from inril_ray.run import run
+from inril_ray.run_dir import read_config
 from inril_ray.types import InrilError
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY

@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 from inril_ray import checkpoint
+from inril_ray.backend import LocalBackend
 from inril_ray.cli import main
 from inril_ray.experiment import load_config
-from inril_ray.run import STOPPED, LocalBackend, continues, run
+from inril_ray.run import run
+from inril_ray.run_dir import continues
+from inril_ray.session import STOPPED
 from inril_ray.types import InrilError
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY

@@ -1,0 +1,162 @@
+"""Where the parts of a run live: in this process, or, in :mod:`inril_ray.distributed`, on a cluster."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from inril_ray.checkpoint import load_module
+from inril_ray.demos.store import DemoArrays
+from inril_ray.experiment import ExperimentConfig, WorkerParts, build_learner, policy_weights
+from inril_ray.metrics import Tracker
+from inril_ray.pretrain import pretrain
+from inril_ray.threads import torch_threads
+from inril_ray.types import EpisodeStats, InrilError, Rollout
+
+
+class Backend(Protocol):
+    """Where the parts of a run live."""
+
+    def pretrain(self) -> dict[str, float]:
+        """Clone the demonstrations."""
+        ...
+
+    def iterate(self) -> dict[str, float]:
+        """Collect, learn, publish; return metrics."""
+        ...
+
+    def evaluate(self, num_episodes: int) -> EpisodeStats:
+        """Evaluate the current policy; episodes come in a fixed order."""
+        ...
+
+    def policy_state(self) -> dict[str, Any]:
+        """Return all weights of the policy."""
+        ...
+
+    def acting_state(self) -> dict[str, Any]:
+        """Return all weights of what acts: the policy, and critics where they have a say."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state: learner and workers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned, from a checkpoint."""
+        ...
+
+    def load_policy(self, state: Mapping[str, Any]) -> None:
+        """Start from a cloned policy."""
+        ...
+
+    def scale_steps(self, scale: float) -> None:
+        """Multiply the policy's learning rates, from now on."""
+        ...
+
+    def peak_memory_bytes(self) -> dict[str, int]:
+        """Return the peak resident memory of each process."""
+        ...
+
+    def trackers(self, run: str) -> list[Tracker]:
+        """Return the trackers of where the backend lives, for a run of this name."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+class LocalBackend:
+    """Everything in this process, without Ray: the numbers of one synchronous worker.
+
+    Args:
+        config: of the run.
+        demos: demonstrations.
+    """
+
+    def __init__(self, config: ExperimentConfig, demos: DemoArrays) -> None:
+        self.config = config
+        self.learner = build_learner(config, demos)
+        with torch_threads(1):
+            self.worker = WorkerParts(config, 0, 1)
+
+    def _publish(self, *, everything: bool) -> None:
+        self.worker.load_weights(policy_weights(self.learner.algorithm.acting, everything=everything))
+
+    def pretrain(self) -> dict[str, float]:
+        """Clone the demonstrations."""
+        with torch_threads(self.config.compute.learner_threads):
+            result = pretrain(
+                self.learner.policy,
+                self.learner.demos,
+                self.config.pretrain,
+                seed=self.config.seed,
+                device=self.learner.device,
+            )
+            self.learner.begin(cloned=self.config.pretrain.num_epochs > 0)
+        self._publish(everything=True)
+        return result
+
+    def iterate(self) -> dict[str, float]:
+        """Collect, learn, publish; return metrics."""
+        start = time.perf_counter()
+        with torch_threads(1):
+            rollout: Rollout = self.worker.collector.collect(self.learner.version)
+        waited = time.perf_counter() - start
+        with torch_threads(self.config.compute.learner_threads):
+            metrics = self.learner.learn(rollout, fresh_start=self.config.rollout.reset_each)
+        self._publish(everything=False)
+        return metrics | {"rollout_s": waited, "worker_restarts": 0.0}
+
+    def evaluate(self, num_episodes: int) -> EpisodeStats:
+        """Evaluate the current policy."""
+        with torch_threads(1):
+            return self.worker.evaluate(num_episodes)
+
+    def policy_state(self) -> dict[str, Any]:
+        """Return all weights of the policy."""
+        return dict(self.learner.policy.state_dict())
+
+    def acting_state(self) -> dict[str, Any]:
+        """Return all weights of what acts."""
+        return dict(self.learner.algorithm.acting.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state."""
+        return {"learner": self.learner.state_dict(), "workers": [self.worker.collector.state_dict()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        check_worker_count(state["workers"], 1)
+        self.learner.load_state_dict(state["learner"])
+        self.worker.collector.load_state_dict(state["workers"][0])
+        self._publish(everything=True)
+
+    def load_policy(self, state: Mapping[str, Any]) -> None:
+        """Start from a cloned policy."""
+        load_module(self.learner.policy, dict(state))
+        self.learner.begin()
+        self._publish(everything=True)
+
+    def scale_steps(self, scale: float) -> None:
+        """Multiply the policy's learning rates."""
+        self.learner.scale_steps(scale)
+
+    def peak_memory_bytes(self) -> dict[str, int]:
+        """Return the peak resident memory of this process."""
+        return {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+    def trackers(self, run: str) -> list[Tracker]:
+        """Return none."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def check_worker_count(states: list[Any], num_workers: int) -> None:
+    """Refuse a checkpoint of another number of workers, whose environments can't be dealt out again."""
+    if len(states) != num_workers:
+        raise InrilError(f"The checkpoint is of {len(states)} rollout workers, this run has {num_workers}.")

@@ -1,0 +1,96 @@
+"""Checks at the start of a run: plain sentences on what will not go well, and what to do about it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from inril_ray.types import EnvSpec
+
+LITTLE_MEMORY = 2**30
+"""Bytes of free memory below which a run is likely to be killed."""
+OUT_OF_RANGE = 0.2
+"""Share of observed values outside the range of the demonstrations from which the normaliser does not fit the task."""
+REWARD_PATIENCE = 3
+"""Iterations without any reward after which it is said."""
+
+
+def machine(run_dir: Path) -> list[str]:
+    """Look at the memory and the disk that are free."""
+    found = []
+    memory = psutil.virtual_memory().available
+    if memory < LITTLE_MEMORY:
+        found.append(
+            f"Only {memory / 2**20:.0f} MiB of memory are free. Close other programs, or lower rollout.num_envs and "
+            "evaluation.num_envs."
+        )
+    disk = shutil.disk_usage(run_dir).free
+    if disk < LITTLE_MEMORY:
+        found.append(f"Only {disk / 2**20:.0f} MiB of disk are free at {run_dir}. Make room, or choose another --out.")
+    return found
+
+
+def versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Compare the packages that a run was started with to those that it goes on with.
+
+    Args:
+        before: name to version.
+        now: the same, today.
+    """
+    changed = [f"{name} {before[name]} -> {now.get(name)}" for name in before if before[name] != now.get(name)]
+    if not changed:
+        return []
+    return [
+        f"The run was started with other versions: {', '.join(changed)}. It goes on, but not exactly as it would have; "
+        "install the former ones for that."
+    ]
+
+
+def checkpoints(size_bytes: int, keep: int, run_dir: Path) -> list[str]:
+    """Look whether as many checkpoints as will be kept, and one that is being written, fit on the disk."""
+    needed, free = (keep + 2) * size_bytes, shutil.disk_usage(run_dir).free
+    if needed <= free:
+        return []
+    return [
+        f"Checkpoints will need {needed / 2**20:.0f} MiB ({size_bytes / 2**20:.0f} each), {free / 2**20:.0f} are free "
+        f"at {run_dir}. Make room, or lower checkpoint.keep."
+    ]
+
+
+def base_policy(outcome: Mapping[str, Any], spec: EnvSpec) -> list[str]:
+    """Look whether the cloned policy ever succeeds: with a reward for success only, nothing else can be reinforced."""
+    if spec.score_range is not None or outcome["success_rate_any"] > 0.0:
+        return []
+    return [
+        f"The cloned policy reached success in none of {outcome['eval_episodes']:.0f} episodes: reinforcement will "
+        "hardly see a reward. Clone longer (pretrain.num_epochs), give it more demonstrations, or check that they are "
+        "of this task (inril demos inspect)."
+    ]
+
+
+class FirstIterations:
+    """Looks at what the first iterations say; each finding is told once."""
+
+    def __init__(self) -> None:
+        self._rewarded, self._seen = False, 0
+
+    def observe(self, metrics: Mapping[str, float]) -> list[str]:
+        """Take in the metrics of an iteration."""
+        found = []
+        self._seen += 1
+        self._rewarded |= any(metrics.get(name, 0.0) != 0.0 for name in ("train_return", "train_success_rate"))
+        if self._seen == 1 and metrics.get("obs_out_of_range", 0.0) > OUT_OF_RANGE:
+            found.append(
+                f"{100 * metrics['obs_out_of_range']:.0f} % of the observed values are outside the range of the "
+                "demonstrations, which normalises them: either these are of another version of the task, or too few."
+            )
+        if self._seen == REWARD_PATIENCE and not self._rewarded:
+            found.append(
+                f"No reward has been seen in {REWARD_PATIENCE} iterations, so reinforcement learns nothing: clone "
+                "longer, explore more, or collect longer rollouts (rollout.num_envs, rollout.num_decisions)."
+            )
+        return found

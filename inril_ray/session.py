@@ -1,0 +1,325 @@
+"""A run in progress: what is counted, timed, judged and saved around the backend."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from inril_ray import checkpoint, health
+from inril_ray.backend import Backend
+from inril_ray.config import fingerprint
+from inril_ray.demos.store import DemoArrays
+from inril_ray.evaluate import episode_scores, evaluation_metrics
+from inril_ray.experiment import ExperimentConfig, resolved, task_spec
+from inril_ray.guard import CollapseGuard
+from inril_ray.media import choose_episode, write_before_and_after
+from inril_ray.metrics import Tracker, checked
+from inril_ray.run_dir import provenance, read_pretrained, write_json
+from inril_ray.statistics import score_text
+from inril_ray.tracking.jsonl import drop_after
+from inril_ray.types import EpisodeStats
+
+STOPPED = 75
+"""Exit status of a run that SIGTERM stopped (EX_TEMPFAIL of sysexits.h): the same command goes on."""
+SAVED = (
+    "iteration",
+    "env_steps",
+    "counters",
+    "base",
+    "best",
+    "cloning",
+    "phase_s",
+    "collapsed",
+    "discarded_env_steps",
+    "health",
+)
+"""What a checkpoint holds of a session, beside the backend and the guard."""
+BEST = "best"
+"""Directory of the checkpoint that the guard goes back to."""
+AUDIT_LOG, DISCARDED = "guard.jsonl", "discarded.jsonl"
+"""Every decision of the guard; the metrics of iterations that were rolled back."""
+
+
+class StopRequest:
+    """SIGTERM, as schedulers send it before they take a machine away: the iteration ends, and its state is saved.
+
+    A second SIGTERM, or one while :attr:`saves` is off, raises ``SystemExit(STOPPED)`` at once. Outside the main
+    thread, where Python has no signal handlers, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.saves = False
+        """Whether the loop will look at :attr:`received` and save. Before and after it, a checkpoint adds nothing."""
+
+    def __enter__(self) -> StopRequest:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _receive(self, _signum: int, _frame: FrameType | None) -> None:
+        if self.received or not self.saves:
+            raise SystemExit(STOPPED)
+        self.received = True
+
+
+class Session:
+    """A run in progress: what is counted, timed and saved around the backend."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        backend: Backend,
+        trackers: list[Tracker],
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.run_dir, self.backend, self.trackers, self.say = config, run_dir, backend, trackers, say
+        self.spec = task_spec(config)
+        self.iteration, self.env_steps = 0, 0
+        self.counters: dict[str, int] = {}
+        self.base: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}
+        self.cloning: dict[str, float] = {}
+        self.phase_s: dict[str, float] = {}
+        self.discarded_env_steps = 0
+        self.health: list[str] = []
+        self._first = health.FirstIterations()
+        every, last = config.evaluation.every, config.num_iterations
+        self.guard = CollapseGuard(config.guard, last, 2 + ((last - 1) // every if every else 0))
+        self.collapsed = False
+
+    def _spend(self, phase: str, since: float) -> float:
+        seconds = time.perf_counter() - since
+        self.phase_s[phase] = self.phase_s.get(phase, 0.0) + seconds
+        return seconds
+
+    def start(self, saved: dict[str, Any] | None) -> None:
+        """Restore a checkpoint, or clone and evaluate the base policy and save the first one."""
+        if saved is not None:
+            self.backend.load_state_dict(saved["backend"])
+            for name in SAVED:
+                setattr(self, name, saved["session"].get(name, getattr(self, name)))
+            if "guard" in saved["session"]:
+                self.guard.load_state_dict(saved["session"]["guard"])
+            self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
+            return
+        start = time.perf_counter()
+        if self.config.pretrained is not None:
+            self.backend.load_policy(read_pretrained(Path(self.config.pretrained)))
+            self.say(f"Starts from the cloned policy of {self.config.pretrained}.")
+        else:
+            self.say(f"Cloning the demonstrations, {self.config.pretrain.num_epochs} epochs …")
+            self.cloning = self.backend.pretrain()
+        self._spend("pretrain", start)
+        checkpoint.write(self.run_dir / "pretrained", 0, {"policy": self.backend.policy_state()}, keep=1)
+        start = time.perf_counter()
+        self.base = self._outcome(self.backend.evaluate(self.config.evaluation.final_episodes))
+        self._spend("evaluation", start)
+        self.best = {"iteration": 0, **self.base}
+        self.say(f"Base policy: {_text(self.base)}.")
+        self.check(health.base_policy(self.base, self.spec))
+        self._judge(self.base)
+        size = sum(file.stat().st_size for file in self.save().iterdir())
+        self.check(health.checkpoints(size, self.config.checkpoint.keep, self.run_dir))
+
+    def log_base(self) -> None:
+        """Log the base policy as iteration 0."""
+        self._log({"iteration": 0.0, "env_steps": 0.0, **_metrics(self.base)})
+
+    def iterate(self, stop: StopRequest) -> None:
+        """Run the remaining iterations.
+
+        Raises:
+            SystemExit: it was asked to stop; the state is saved.
+        """
+        every, last, started = self.config.evaluation.every, self.config.num_iterations, self.iteration
+        while self.iteration < last:
+            if self.collapsed and not self._recover():
+                break
+            start, steps_before = time.perf_counter(), self.env_steps
+            metrics = self.backend.iterate()
+            if self.spec.score_range is not None:  # the task has no success
+                metrics.pop("train_success_rate", None)
+            self.iteration, self.env_steps = int(metrics["iteration"]), int(metrics["env_steps"])
+            metrics["env_steps_per_s"] = (self.env_steps - steps_before) / (time.perf_counter() - start)
+            self.counters = {name: int(metrics[name]) for name in ("rl_updates", "il_updates", "il_iterations")}
+            for phase in ("rollout_s", "rl_s", "il_s", "diagnostics_s"):
+                name = phase.removesuffix("_s")
+                self.phase_s[name] = self.phase_s.get(name, 0.0) + metrics.get(phase, 0.0)
+            self.check(self._first.observe(metrics))
+            if started + 2 == self.iteration < last:  # the first one also paid for what is done once
+                left = (time.perf_counter() - start) * (last - self.iteration)
+                self.say(f"About {_duration(left)} to go for {last - self.iteration} iterations, without evaluations.")
+            warnings = [] if self.config.guard.action == "off" else self.guard.warnings(metrics)
+            for text in warnings:
+                self._audit("early warning", f"{text} It is evaluated.")
+            if ((every and self.iteration % every == 0) or warnings) and self.iteration < last:
+                start = time.perf_counter()
+                outcome = self._outcome(self.backend.evaluate(self.config.evaluation.num_episodes))
+                metrics |= _metrics(outcome) | {"eval_s": self._spend("evaluation", start)}
+                if outcome["score"] > self.best["score"]:
+                    self.best = {"iteration": self.iteration, **outcome}
+                self._judge(outcome)
+            stopping = stop.received
+            if stopping or (self.iteration % self.config.checkpoint.every == 0 and self.iteration < last):
+                start = time.perf_counter()
+                self.save()
+                metrics["checkpoint_s"] = self._spend("checkpoint", start)
+            self._log(metrics)
+            if stopping:
+                raise SystemExit(STOPPED)
+        stop.saves = False
+
+    # -- guard --------------------------------------------------------------------------------------------------------
+    def _judge(self, outcome: Mapping[str, Any]) -> None:
+        """Let the guard look at an evaluation; keep the state if it is the one to come back to."""
+        config = self.config.guard
+        if config.action == "off":
+            return
+        judgement = self.guard.judge(outcome["score"], outcome["outcomes"], self.iteration)
+        self.collapsed = judgement.collapsed
+        if judgement.collapsed:
+            self._audit("collapse", f"The policy has collapsed: {judgement.text}.")
+        elif judgement.best and config.action != "warn":
+            checkpoint.write(self.run_dir / BEST, self.iteration, self._tree(), keep=1)
+            self._audit("kept", f"The state of iteration {self.iteration} is kept: {judgement.text}.")
+
+    def _recover(self) -> bool:
+        """Do what is configured after a collapse; return whether the run goes on."""
+        config = self.config.guard
+        if config.action == "warn":
+            self.collapsed = False
+            return True
+        kept = checkpoint.newest(self.run_dir / BEST)
+        if config.action == "stop" or self.guard.rollbacks >= config.max_rollbacks:
+            why = "" if config.action == "stop" else f" after {self.guard.rollbacks} roll-backs"
+            self._audit("stopped", f"The run ends here{why}. Its best state is {kept}.")
+            return False
+        saved = checkpoint.read(kept)
+        self.guard.rollbacks += 1
+        scale = config.step_factor**self.guard.rollbacks
+        self.backend.load_state_dict(saved["backend"])
+        self.backend.scale_steps(scale)
+        lost = self.env_steps - saved["session"]["env_steps"]
+        self.discarded_env_steps += lost
+        for name in ("iteration", "env_steps", "counters", "best", "collapsed"):  # time is spent, and findings stay
+            setattr(self, name, saved["session"][name])
+        drop_after(self.run_dir, self.iteration, keep_in=DISCARDED)
+        self.save()
+        self._audit(
+            "rolled back",
+            f"Back to iteration {self.iteration}, {lost} env steps are discarded; the policy's learning rates are "
+            f"{scale:g} of the configured ones.",
+        )
+        return True
+
+    def _audit(self, event: str, text: str) -> None:
+        self.say(f"Guard, iteration {self.iteration}: {text}")
+        entry = {"time": time.time(), "iteration": self.iteration, "env_steps": self.env_steps, "event": event}
+        with (self.run_dir / AUDIT_LOG).open("a") as file:
+            file.write(json.dumps({**entry, "text": text}) + "\n")
+
+    def check(self, findings: list[str]) -> None:
+        """Say and note what a check found."""
+        for finding in findings:
+            self.health.append(finding)
+            self.say(f"Check: {finding}")
+
+    def finish(self, demos: DemoArrays) -> dict[str, Any]:
+        """Save the last policy, evaluate it and write the summary."""
+        self.save()  # first, so that a stop during the evaluation costs no iteration
+        start = time.perf_counter()
+        final = self._outcome(self.backend.evaluate(self.config.evaluation.final_episodes))
+        self._spend("evaluation", start)
+        if final["score"] > self.best["score"]:
+            self.best = {"iteration": self.iteration, **final}
+        if not self.collapsed:
+            self._judge(final)
+        self._log({"iteration": float(self.iteration), "env_steps": float(self.env_steps), **_metrics(final)})
+        memory = self.backend.peak_memory_bytes()
+        memory.setdefault("driver", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        if "process" in memory:
+            memory.pop("driver")
+        summary = {
+            "task": self.config.task,
+            "algorithm": self.config.algorithm,
+            "schedule": self.config.schedule,
+            "separation": self.config.separation,
+            "every": self.config.interleave.every,
+            "seed": self.config.seed,
+            "config_hash": fingerprint(resolved(self.config)),
+            "demos": {"source": demos.info.source, "file": demos.info.source_file, "hash": demos.info.content_hash},
+            "base": self.base,
+            "final": final,
+            "best": self.best,
+            "cloning": self.cloning,
+            "iterations": self.iteration,
+            "env_steps": self.env_steps,
+            "counters": self.counters,
+            "guard": {
+                "collapsed": self.collapsed,
+                "rollbacks": self.guard.rollbacks,
+                "discarded_env_steps": self.discarded_env_steps,
+            },
+            "health": self.health,
+            "seconds_by_phase": {k: round(v, 2) for k, v in self.phase_s.items()},
+            "peak_memory_bytes": {**memory, "sum": sum(memory.values())},
+            **provenance(),
+        }
+        self._film(final)
+        write_json(self.run_dir / "summary.json", summary)
+        self.say(f"Base policy:  {_text(self.base)}")
+        self.say(f"Final policy: {_text(final)}")
+        return summary
+
+    def _film(self, final: Mapping[str, Any]) -> None:
+        if self.config.video:
+            episode = choose_episode(self.base["outcomes"], final["outcomes"], self.config.evaluation.num_envs)
+            base, now = read_pretrained(self.run_dir), self.backend.acting_state()
+            self.say(write_before_and_after(self.run_dir, self.config, base, now, episode))
+
+    def save(self) -> Path:
+        """Write a checkpoint; return its directory."""
+        keep = self.config.checkpoint.keep
+        return checkpoint.write(self.run_dir / "checkpoints", self.iteration, self._tree(), keep)
+
+    def _tree(self) -> dict[str, Any]:
+        session = {name: getattr(self, name) for name in SAVED} | {"guard": self.guard.state_dict()}
+        return {"backend": self.backend.state_dict(), "session": session}
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        clean = checked(metrics)
+        for tracker in self.trackers:
+            tracker.log(clean, self.env_steps)
+
+    def _outcome(self, episodes: EpisodeStats) -> dict[str, Any]:
+        # Outcomes by episode make evaluations comparable pair by pair, and name the episode of the pictures.
+        outcomes = episode_scores(episodes, self.spec).tolist()
+        return {**evaluation_metrics(episodes, self.spec), "outcomes": outcomes}
+
+
+def _metrics(outcome: Mapping[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in outcome.items() if k != "outcomes"}
+
+
+def _text(outcome: Mapping[str, Any]) -> str:
+    return f"{score_text(outcome)}, {outcome['eval_episodes']:.0f} episodes"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400.0 else f"{seconds / 3600:.1f} h"

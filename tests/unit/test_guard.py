@@ -1,0 +1,139 @@
+"""The guard's rates of false alarms and its power, on synthetic curves whose change points are known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from inril_ray.guard import CollapseGuard, GuardConfig, Watch, bounds, height_of, run_length
+from inril_ray.types import InrilError
+
+
+def evaluations(rates: list[float], rng: np.random.Generator, episodes: int = 100) -> list[np.ndarray]:
+    return [(rng.random(episodes) < p).astype(float) for p in rates]
+
+
+def alarms(guard: CollapseGuard, curve: list[np.ndarray]) -> list[int]:
+    return [k for k, o in enumerate(curve) if guard.judge(float(o.mean()), o, k).collapsed]
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(0, 20), (7, 20), (20, 20), (93, 100)])
+def test_bounds_are_clopper_and_pearsons(successes: int, episodes: int) -> None:
+    found = bounds([1.0] * successes + [0.0] * (episodes - successes), 0.01)
+    expected = stats.binomtest(successes, episodes).proportion_ci(0.98, "exact")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_bounds_of_returns_are_students() -> None:
+    values = [0.2, 0.5, 0.9, 0.4]
+    found, t = bounds(values, 0.025), stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((t.low, t.high))
+
+
+def test_a_policy_that_never_gets_worse_is_hardly_ever_called_collapsed() -> None:
+    rng = np.random.default_rng(0)
+    config = GuardConfig(false_alarm=0.05, tolerance=0.0)
+    runs = 600
+    false = sum(
+        bool(alarms(CollapseGuard(config, 90, 10), evaluations([rng.uniform(0.05, 0.95)] * 10, rng)))
+        for _ in range(runs)
+    )
+    assert false / runs <= 0.05
+
+
+@pytest.mark.parametrize(("after", "least"), [(0.4, 0.85), (0.3, 0.99), (0.0, 1.0)])
+def test_a_collapse_is_seen_at_its_evaluation(after: float, least: float) -> None:
+    """80 % until the fifth evaluation of ten, then less; 100 episodes each, the default false-alarm rate."""
+    rng, seen, late = np.random.default_rng(1), 0, 0
+    for _ in range(200):
+        found = alarms(CollapseGuard(GuardConfig(), 90, 10), evaluations([0.8] * 5 + [after] * 5, rng))
+        assert not any(k < 5 for k in found)
+        seen += bool(found)
+        late += bool(found) and found[0] > 6
+    assert seen / 200 >= least
+    assert late / 200 <= 0.35
+
+
+def test_a_decline_within_the_tolerance_is_none() -> None:
+    rng = np.random.default_rng(2)
+    curve = evaluations([0.8] * 5 + [0.72] * 5, rng, episodes=5000)
+    assert alarms(CollapseGuard(GuardConfig(tolerance=0.1), 90, 10), curve) == []
+    assert alarms(CollapseGuard(GuardConfig(tolerance=0.02), 90, 10), curve)
+
+
+@pytest.mark.parametrize("num_values", [100, 1000])
+def test_the_height_keeps_its_rate_of_false_alarms(num_values: int) -> None:
+    """Noise whose mean is at the limit, 4000 runs; the rate is stated for known noise."""
+    noise = np.random.default_rng(3).standard_normal((4000, num_values))
+    height, total, alarmed = height_of(0.05, num_values), np.zeros(4000), np.zeros(4000, bool)
+    for column in noise.T:
+        total = np.maximum(0.0, total + column - 0.5)
+        alarmed |= total > height
+    assert alarmed.mean() == pytest.approx(0.05, abs=0.012)
+
+
+def test_the_run_length_is_that_of_published_tables() -> None:
+    """Slack 0.5, both sides: 168 values to height 4, 465 to height 5 (Montgomery, Statistical Quality Control)."""
+    assert run_length(4.0) / 2 == pytest.approx(168.0, rel=0.01)
+    assert run_length(5.0) / 2 == pytest.approx(465.0, rel=0.01)
+
+
+def watched(values: np.ndarray, *, relative: bool = True) -> list[int]:
+    watch = Watch(3.0, relative=relative, warmup=5, height=height_of(0.01, len(values)))
+    return [i for i, value in enumerate(values) if watch.observe(float(value))]
+
+
+def test_a_loss_that_rises_is_noticed_soon_after_its_change_point() -> None:
+    delays = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        loss = np.where(np.arange(100) < 60, 1.0, 5.0) * np.exp(0.1 * rng.standard_normal(100))
+        found = watched(loss)
+        assert found and found[0] >= 60
+        delays.append(found[0] - 60)
+    assert np.mean(delays) < 3.0
+    assert max(delays) <= 8
+
+
+def test_a_loss_below_its_limit_and_noise_at_it_give_no_alarm() -> None:
+    quiet = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        assert watched(1.5 * np.exp(0.2 * rng.standard_normal(100))) == []
+        quiet += watched(3.0 + 0.3 * rng.standard_normal(100), relative=False) == []
+    assert quiet >= 290, "0.01 were asked for; the noise is estimated from four differences, so a little more"
+
+
+def test_warnings_ask_for_no_more_evaluations_than_are_planned() -> None:
+    guard = CollapseGuard(GuardConfig(kl_limit=0.5), 200, 3)
+    for _ in range(5):
+        assert guard.warnings({"kl_base": 0.1, "il_probe_loss": 1.0}) == []
+    asked = [w for _ in range(150) if (w := guard.warnings({"kl_base": 4.0, "il_probe_loss": 1.0}))]
+    assert len(asked) == 3
+    assert asked[0] == ["kl_base is 4 and has been above 0.5."]
+    assert guard.warnings({"il_probe_loss": float("nan")}) == []
+
+
+def test_the_state_comes_back_through_json() -> None:
+    guard, rng = CollapseGuard(GuardConfig(), 50, 6), np.random.default_rng(0)
+    for k, outcome in enumerate(evaluations([0.7] * 3, rng)):
+        guard.judge(float(outcome.mean()), outcome, k)
+        guard.warnings({"il_probe_loss": 1.0 + 0.1 * k})
+    other = CollapseGuard(GuardConfig(), 50, 6)
+    other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    bad = evaluations([0.1], rng)[0]
+    assert other.judge(0.1, bad, 4) == guard.judge(0.1, bad, 4)
+    assert other.state_dict() == guard.state_dict()
+
+
+@pytest.mark.parametrize(
+    "values", [{"false_alarm": 0.0}, {"step_factor": 1.0}, {"action": "panic"}, {"warmup": 2}, {"il_loss_factor": 1.0}]
+)
+def test_settings_out_of_range_are_refused(values: dict) -> None:
+    from inril_ray.config import build
+
+    with pytest.raises(InrilError, match=next(iter(values))):
+        build(GuardConfig, values, "guard")

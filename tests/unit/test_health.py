@@ -1,0 +1,70 @@
+"""Each check speaks up where it should, says what to do, and is silent otherwise."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from inril_ray import envs, health
+from inril_ray.envs.base import EnvConfig
+from inril_ray.types import EnvSpec
+
+Free = namedtuple("Free", "available")
+Disk = namedtuple("Disk", "free")
+
+
+@pytest.fixture
+def spec() -> EnvSpec:
+    return envs.spec("robomimic/lift", EnvConfig())
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "disk_gib", "says"),
+    [(8, 50, []), (0.5, 50, ["512 MiB of memory"]), (8, 0.25, ["256 MiB of disk"]), (0.5, 0.25, ["memory", "disk"])],
+)
+def test_a_machine_that_is_nearly_full(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, memory_gib: float, disk_gib: float, says: list[str]
+) -> None:
+    monkeypatch.setattr(health.psutil, "virtual_memory", lambda: Free(int(memory_gib * 2**30)))
+    monkeypatch.setattr(health.shutil, "disk_usage", lambda _: Disk(int(disk_gib * 2**30)))
+    found = health.machine(tmp_path)
+    assert len(found) == len(says)
+    for sentence, part in zip(found, says, strict=True):
+        assert part in sentence
+
+
+def test_checkpoints_that_will_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(health.shutil, "disk_usage", lambda _: Disk(400 * 2**20))
+    assert health.checkpoints(100 * 2**20, 2, tmp_path) == []
+    (found,) = health.checkpoints(100 * 2**20, 3, tmp_path)
+    assert "need 500 MiB (100 each), 400 are free" in found and "checkpoint.keep" in found
+
+
+def test_other_versions_than_the_run_was_started_with() -> None:
+    before = {"torch": "2.14.0", "numpy": "1.26.4"}
+    assert health.versions(before, dict(before)) == []
+    (found,) = health.versions(before, {"torch": "2.15.0", "numpy": "1.26.4"})
+    assert "torch 2.14.0 -> 2.15.0" in found and "numpy" not in found
+
+
+def test_a_policy_that_never_succeeds(spec: EnvSpec) -> None:
+    never = {"success_rate_any": 0.0, "eval_episodes": 100.0}
+    (found,) = health.base_policy(never, spec)
+    assert "none of 100 episodes" in found and "pretrain.num_epochs" in found
+    assert health.base_policy({**never, "success_rate_any": 0.01}, spec) == []
+    assert health.base_policy({}, replace(spec, score_range=(0.0, 1.0))) == [], "a task without success"
+
+
+def test_what_the_first_iterations_say() -> None:
+    bad, good = health.FirstIterations(), health.FirstIterations()
+    poor = {"train_return": 0.0, "train_success_rate": 0.0, "obs_out_of_range": 0.4}
+    said = [bad.observe(poor) for _ in range(6)]
+    assert [len(found) for found in said] == [1, 0, 1, 0, 0, 0]
+    assert "40 % of the observed values" in said[0][0]
+    assert "No reward has been seen in 3 iterations" in said[2][0]
+    assert good.observe({"obs_out_of_range": 0.01}) == []
+    good.observe({"train_return": 0.1})
+    assert all(good.observe(poor) == [] for _ in range(5)), "there was a reward once"
