@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo demos test test-drills test-fast check format format-check lint types arch golden lock bench bench-sims \
+.PHONY: help setup demo demos test test-drills fuzz test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
 	bench-gpu bench-rllib clean
 
@@ -42,6 +42,9 @@ test: $(READY)  ## run all tests but the drills
 
 test-drills: $(READY)  ## clusters that lose jobs and nodes, RLlib with several learners, searches: minutes each
 	$(BIN)/pytest -q -m drill
+
+fuzz: $(READY)  ## over 10,000 generated configurations, command lines, sweeps, checkpoints and damaged data sets
+	INRIL_FUZZ=25 $(BIN)/pytest -q -n 2 --dist load -m fuzz --timeout 3000
 
 test-fast: $(READY)  ## run the tests that need neither Ray nor a simulator
 	$(BIN)/pytest -q -m "not ray and not sim and not slow"

@@ -105,14 +105,17 @@ def read(path: Path) -> dict[str, Any]:
         version, hashes = manifest["format_version"], dict(manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InrilError(f"Checkpoint {path} has no readable manifest.json ({error!r}).") from None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise InrilError(f"Checkpoint {path} has format version {version}, this release reads {FORMAT_VERSION}.")
     for name in ("tensors.safetensors", "state.json"):
         if not (path / name).is_file():
             raise InrilError(f"Checkpoint {path} lacks {name}.")
         if _sha256(path / name) != hashes.get(name):
             raise InrilError(f"Checkpoint {path}: {name} is damaged (its SHA-256 differs from the manifest).")
-    return _join(json.loads((path / "state.json").read_text()), load_file(path / "tensors.safetensors"))
+    try:
+        return dict(_join(json.loads((path / "state.json").read_text()), load_file(path / "tensors.safetensors")))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise InrilError(f"Checkpoint {path} was not written by this program: {error!r}.") from None
 
 
 def read_latest(root: Path) -> tuple[dict[str, Any], list[str]]:

@@ -77,7 +77,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, help="run directory")
     evaluate.add_argument("--episodes", type=int, default=200)
     evaluate.add_argument(
-        "--policy", choices=("final", "base"), default="final", help="newest checkpoint, or the clone"
+        "--policy",
+        choices=("final", "best", "base"),
+        default="final",
+        help="newest checkpoint, the one that the guard keeps, or the clone",
     )
     evaluate.add_argument("--backend", choices=("fast", "kernel", "stock"), help="simulator, if not that of the run")
     evaluate.add_argument("--video", type=Path, metavar="FILE.mp4", help="also film the first episode")
@@ -244,6 +247,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from inril_ray.experiment import WorkerParts, build_policy, load_config, resolved, task_spec
     from inril_ray.media import config_fps, film, write_video
     from inril_ray.run_dir import read_config, read_pretrained
+    from inril_ray.session import BEST
     from inril_ray.statistics import score_text
     from inril_ray.threads import torch_threads
 
@@ -255,7 +259,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.policy == "base":
         weights = read_pretrained(arguments.run)
     else:
-        saved, _ = checkpoint.read_latest(arguments.run / "checkpoints")
+        saved, _ = checkpoint.read_latest(arguments.run / (BEST if arguments.policy == "best" else "checkpoints"))
         learner = saved["backend"]["learner"]
         weights = learner["acting"] or learner["modules"]["policy"]
     small = merge(resolved(config), {"rollout": {"num_envs": 1}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -141,6 +142,8 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     task, algorithm = values["task"], values.get("algorithm", "dppo")
     _check_name(envs.TASKS, task, "task")
     _check_name(ALGORITHMS, algorithm, "algorithm")
+    if values.get("policy") is not None:
+        _check_name(POLICIES, values["policy"], "policy")
     values = merge(preset(algorithm, task, values.get("policy")), values)
     policy = values.get("policy", "diffusion_mlp")
     for name, table, kind in (
@@ -193,8 +196,10 @@ def _check_combination(config: ExperimentConfig) -> None:
 
 
 def _check_name(table: Mapping[str, str], name: Any, kind: str) -> None:
+    if not isinstance(name, str):
+        raise InrilError(f"Configuration {kind} = {name!r}: a name is needed, one of {', '.join(sorted(table))}.")
     if name not in table:
-        resolve(table, str(name), kind)
+        resolve(table, name, kind)
 
 
 def preset(algorithm: str, task: str, policy: str | None = None) -> dict[str, Any]:
@@ -218,6 +223,7 @@ def preset(algorithm: str, task: str, policy: str | None = None) -> dict[str, An
     return merge(merge({**common, "actor": actors.get(name, {})}, result), by_policy.get(name, {}))
 
 
+@functools.cache
 def _preset_file(name: str) -> dict[str, Any]:
     path = resources.files("inril_ray.presets") / f"{name}.yaml"
     if not path.is_file():
@@ -339,7 +345,7 @@ def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
         config.interleave,
         seed=config.seed,
         device=device,
-        measure_base=config.guard.action != "off" and config.guard.kl_limit is not None,
+        measure_base=config.guard.action != "none" and config.guard.kl_limit is not None,
     )
 
 

@@ -29,7 +29,7 @@ NOISE_FLOOR = 0.01
 class GuardConfig:
     """What is called a collapse, and what follows."""
 
-    action: Literal["off", "warn", "rollback", "stop"] = "warn"
+    action: Literal["none", "warn", "rollback", "stop"] = "warn"
     """``rollback``: go on from the best evaluated state with smaller steps; ``stop``: end the run, its best is kept."""
     false_alarm: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
     """Greatest probability that a run whose policy never gets worse is ever said to have collapsed; and that an early

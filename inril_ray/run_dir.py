@@ -70,7 +70,7 @@ def read_config(run_dir: Path) -> ExperimentConfig:
     """
     path = run_dir / "config.json"
     try:
-        values = json.loads(path.read_text())["config"]
+        values = dict(json.loads(path.read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InrilError(f"{run_dir} holds no readable run: {path.name} ({error!r}).") from None
     return load_config([values])

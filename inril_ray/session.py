@@ -163,7 +163,7 @@ class Session:
             if started + 2 == self.iteration < last:  # the first one also paid for what is done once
                 left = (time.perf_counter() - start) * (last - self.iteration)
                 self.say(f"About {_duration(left)} to go for {last - self.iteration} iterations, without evaluations.")
-            warnings = [] if self.config.guard.action == "off" else self.guard.warnings(metrics)
+            warnings = [] if self.config.guard.action == "none" else self.guard.warnings(metrics)
             for text in warnings:
                 self._audit("early warning", f"{text} It is evaluated.")
             if ((every and self.iteration % every == 0) or warnings) and self.iteration < last:
@@ -187,7 +187,7 @@ class Session:
     def _judge(self, outcome: Mapping[str, Any]) -> None:
         """Let the guard look at an evaluation; keep the state if it is the one to come back to."""
         config = self.config.guard
-        if config.action == "off":
+        if config.action == "none":
             return
         judgement = self.guard.judge(outcome["score"], outcome["outcomes"], self.iteration)
         self.collapsed = judgement.collapsed

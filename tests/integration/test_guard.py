@@ -74,7 +74,7 @@ def test_a_collapse_is_rolled_back_until_smaller_steps_hold(tmp_path: Path, caps
 def test_smaller_steps_are_what_is_stepped(tmp_path: Path) -> None:
     """After a roll-back the same iteration starts from the same weights and data and moves them less."""
     run(config_with(action="rollback"), tmp_path / "rolled", Scripted)
-    run(config_with(action="off"), tmp_path / "plain", Scripted)
+    run(config_with(action="none"), tmp_path / "plain", Scripted)
 
     def rates(name: str) -> list[float]:
         groups = state(tmp_path / name, 6)["learner"]["optimizers"]["actor"]["param_groups"]
@@ -119,13 +119,13 @@ def test_a_run_that_can_not_be_saved_ends_and_keeps_its_best(tmp_path: Path, gua
 
 
 def test_a_warning_changes_nothing(tmp_path: Path) -> None:
-    run(config_with(action="off"), tmp_path / "off", Scripted)
+    run(config_with(action="none"), tmp_path / "none", Scripted)
     summary = run(config_with(action="warn"), tmp_path / "warn", Scripted)
     assert audit(tmp_path / "warn") == [(4, "collapse"), (5, "collapse"), (6, "collapse")]
     assert not (tmp_path / "warn" / "best").exists()
     assert summary["guard"]["rollbacks"] == 0
-    assert measured(tmp_path / "warn") == measured(tmp_path / "off")
-    assert differences(state(tmp_path / "warn", 6), state(tmp_path / "off", 6)) == []
+    assert measured(tmp_path / "warn") == measured(tmp_path / "none")
+    assert differences(state(tmp_path / "warn", 6), state(tmp_path / "none", 6)) == []
 
 
 def test_an_early_warning_asks_for_an_evaluation(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.store import convert
+from tests.fuzzing import cases
 from tests.unit import test_demos_d4rl, test_demos_lerobot, test_demos_minari
 from tests.unit.test_demos_robomimic import EXPECTATION, recorded, write_file
 
@@ -49,9 +50,6 @@ for line in sys.stdin:
         print(f"{error!r}".replace("\\n", " "), flush=True)
 """
 PATIENCE_S = 30.0
-SETTINGS = settings(
-    max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
 
 
 class Loader:
@@ -149,7 +147,7 @@ def damaged(content: bytes, how: Damage) -> bytes:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@SETTINGS
+@cases(40)
 @given(how=damage, which=st.floats(0, 1, exclude_max=True))
 def test_damaged_source(folder: Path, loader: Loader, name: str, how: Damage, which: float) -> None:
     """One file of a data set is damaged; nothing but a complete store may appear."""
@@ -169,7 +167,7 @@ def test_damaged_source(folder: Path, loader: Loader, name: str, how: Damage, wh
     assert left == (["x.arrow"] if outcome == "ok" else [])
 
 
-@SETTINGS
+@cases(40)
 @given(how=damage)
 def test_damaged_arrow(folder: Path, arrow: bytes, loader: Loader, how: Damage) -> None:
     path = folder / "x.arrow"
