@@ -22,7 +22,7 @@ from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
 from inril_ray.experiment import build_policy, load_config, load_demos, policy_weights, resolved, task_spec
 from inril_ray.run import run
 from inril_ray.run_dir import read_config
-from inril_ray.types import InrilError
+from inril_ray.types import EpisodeStats, InrilError
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY
 from tests.integration.test_matrix import config_of
@@ -83,6 +83,35 @@ def test_ray_exports_live_metrics(tmp_path: Path) -> None:
         assert (labels["run"], labels["task"]) == ("lift-1", "robomimic/lift")
         assert value == pytest.approx({**metrics, "score": 0.5}[name]), name
     assert set(got) >= {"rho", "conflict_rate", "interleave_every", "learner_idle_share", "queue_age_s", "score"}
+
+
+def test_a_collapse_is_rolled_back_while_the_workers_collect(tmp_path: Path) -> None:
+    """Pipelined: fragments of the collapsed policy are in flight when the state goes back; none of them is learned."""
+    evaluation = {"every": 2, "num_episodes": 60, "final_episodes": 60}
+    guarded = {"num_iterations": 5, "evaluation": evaluation, "guard": {"action": "rollback"}}
+    config = load_config([TINY, {"compute": {"num_workers": 2, "mode": "pipelined"}}, guarded])
+
+    class Scripted(RayBackend):
+        scale = 1.0
+
+        def scale_steps(self, scale: float) -> None:
+            self.scale = scale
+            super().scale_steps(scale)
+
+        def evaluate(self, num_episodes: int) -> EpisodeStats:
+            rate = 0.1 if self._refs.version >= 4 and self.scale == 1.0 else 0.8
+            success = np.arange(num_episodes) < rate * num_episodes
+            columns = {"returns": success.astype(np.float64), "success": success, "success_any": success}
+            envs, lengths = np.arange(num_episodes), np.full(num_episodes, 20)
+            return EpisodeStats(envs=envs, lengths=lengths, **columns)
+
+    summary = run(config, tmp_path, Scripted)
+    assert summary["guard"] == {"collapsed": False, "rollbacks": 1, "discarded_env_steps": 4 * 80}
+    records = measured(tmp_path)
+    assert [r["iteration"] for r in records] == [0, 1, 2, 3, 4, 5, 5]
+    assert [r["policy_lag"] for r in records[1:6]] == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert records[5]["worker_restarts"] == 0.0
+    assert state(tmp_path, 5)["learner"]["step_scale"] == 0.5
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:

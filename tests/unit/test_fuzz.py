@@ -153,8 +153,10 @@ def test_any_command_line_ends_in_an_explanation_or_a_run(items: list[str]) -> N
 @cases(10)
 @given(arguments=st.lists(st.sampled_from(["train", "eval", "demos", "inspect", "report", "--set", "--out"]) | words))
 def test_any_words_are_a_usage_error_or_explained(tmp_path_factory: Any, arguments: list[str]) -> None:
+    empty = tmp_path_factory.getbasetemp() / "empty"
+    empty.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("empty", numbered=True))
+        patch.chdir(empty)
         if arguments[:1] == ["train"] or not arguments:
             assert_no_traceback(arguments)
             return
@@ -163,6 +165,7 @@ def test_any_words_are_a_usage_error_or_explained(tmp_path_factory: Any, argumen
                 assert cli.main(arguments) in (0, 1, 2)
             except SystemExit as error:
                 assert error.code in (0, 1, 2)
+    assert list(empty.iterdir()) == [], "nothing is half-written"
 
 
 # -- sweeps -----------------------------------------------------------------------------------------------------------

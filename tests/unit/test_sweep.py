@@ -26,6 +26,7 @@ from inril_ray.sweep import (
     settings_of,
     trial_config,
 )
+from inril_ray.tune.estimate import at_size
 from inril_ray.types import InrilError
 from tests.unit.test_report import outcome, write_run
 
@@ -216,6 +217,16 @@ def test_a_report_without_a_sweep_is_an_error(tmp_path: Path) -> None:
 
 def test_between_is_a_choice_beside_lists() -> None:
     assert isinstance(sweep(method="random", space={"a.b": {"low": 0, "high": 1}}).space["a.b"], Between)
+
+
+def test_the_estimate_extrapolates_what_grows_and_not_what_does_not() -> None:
+    """2 s of diagnostics and 0.5 s by decision; the first measurement also imported things."""
+    sizes = [1, 2, 4, 8]
+    assert at_size(64, sizes, [9.0, 3.0, 4.0, 6.0]) == pytest.approx(2.0 + 32.0)
+    assert at_size(8, sizes, [9.0, 1.0, 1.0, 1.0]) == pytest.approx(1.0)
+    assert at_size(16, sizes, [9.0, 0.2, 0.4, 0.8]) == pytest.approx(1.6)
+    assert at_size(16, sizes, [9.0, 4.0, 3.0, 2.0]) > 0.0, "noise that falls with size does not make time negative"
+    assert at_size(64, [1, 64], [5.0, 3.0]) == pytest.approx(3.0), "measured at its size"
 
 
 @pytest.mark.parametrize(
