@@ -152,6 +152,14 @@ def parser() -> argparse.ArgumentParser:
     download.add_argument("--out", type=Path, default=Path("demos"), help="directory (default: demos)")
     download.set_defaults(command=_demos_download)
 
+    chaos = commands.add_parser("chaos", help="kill parts of a tiny run at random moments, and tell what was lost")
+    chaos.add_argument("--faults", nargs="+", metavar="FAULT", help="for example worker learner driver (default: all)")
+    chaos.add_argument("--repetitions", type=int, default=3, help="of each (default: 3)")
+    chaos.add_argument("--task", default="robomimic/lift")
+    chaos.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    chaos.add_argument("--out", type=Path, help="new directory (default: runs/chaos-TIME)")
+    chaos.set_defaults(command=_chaos)
+
     report = commands.add_parser("report", help="write report.html of a run, a verdict or a sweep")
     report.add_argument("directory", type=Path)
     report.set_defaults(command=_report)
@@ -317,6 +325,19 @@ def _sweep(arguments: argparse.Namespace) -> None:
     result = run_sweep(sweep, out, local=arguments.local, max_hours=arguments.max_hours)
     print("\n".join(result_lines(result)))
     print(f"Report: {write_sweep_report(out)}")
+
+
+def _chaos(arguments: argparse.Namespace) -> None:
+    from inril_ray.chaos import FAULTS, TINY, chaos
+    from inril_ray.experiment import load_config
+
+    config = load_config([TINY, {"task": arguments.task}])
+    out = arguments.out or _default_out("chaos")
+    reports = chaos(config, out, arguments.faults or FAULTS, arguments.repetitions, arguments.seed)
+    failed = sum(not report.passed for report in reports)
+    if failed:
+        raise InrilError(f"{failed} of {len(reports)} drills failed; see {out / 'chaos.json'}.")
+    print(f"All {len(reports)} drills passed: {out / 'chaos.json'}")
 
 
 def _demos_make(arguments: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from inril_ray.run_dir import provenance, read_versions, write_json
 from inril_ray.session import Session, StopRequest
 from inril_ray.tracking import TRACKERS
 from inril_ray.tracking.base import TrackerContext
-from inril_ray.tracking.jsonl import drop_after
+from inril_ray.tracking.jsonl import drop_after, drop_final
 from inril_ray.types import InrilError
 
 
@@ -86,6 +86,8 @@ def run(
             stop.saves = True
             if saved is not None:
                 drop_after(run_dir, session.iteration)
+                if session.iteration == config.num_iterations:
+                    drop_final(run_dir, session.iteration)
             active += [*_trackers(config, run_dir, plain, parent), *backend.trackers(run_dir.name), *trackers]
             if saved is None:
                 session.log_base()

@@ -42,6 +42,14 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
+def drop_final(run_dir: Path, iteration: int) -> None:
+    """Forget the evaluation of a run's end, which a run that was interrupted in it will make again."""
+    every = read_metrics(run_dir)
+    seen = [r.get("iteration") for r in every]
+    kept = [r for i, r in enumerate(every) if seen[i] != iteration or i == seen.index(iteration)]
+    _replace(run_dir, kept)
+
+
 def drop_after(run_dir: Path, iteration: int, *, keep_in: str | None = None) -> None:
     """Forget records later than ``iteration``, which a run that goes on from there will make again.
 
@@ -55,6 +63,10 @@ def drop_after(run_dir: Path, iteration: int, *, keep_in: str | None = None) -> 
     if keep_in is not None:
         with (run_dir / keep_in).open("a") as file:
             file.writelines(json.dumps(r) + "\n" for r in every if r.get("iteration", 0) > iteration)
+    _replace(run_dir, records)
+
+
+def _replace(run_dir: Path, records: list[dict[str, Any]]) -> None:
     partial = run_dir / f".{FILE}.partial"
     partial.write_text("".join(json.dumps(r) + "\n" for r in records))
     os.replace(partial, run_dir / FILE)
