@@ -7,10 +7,10 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo demos test test-drills fuzz test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
-	bench-gpu bench-rllib clean
+	bench-gpu bench-rllib bench-rllib-learning clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 
 $(READY): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV): 7 GB of packages (PyTorch with CUDA is most of it); minutes on a fast line, once."
@@ -107,6 +107,9 @@ bench-gpu: $(READY)  ## the furniture tasks on one GPU; needs CUDA
 
 bench-rllib: $(READY)  ## RLlib's PPO against ours, and the plug-in inside RLlib, 15 minutes
 	$(BIN)/python -m benchmarks.rllib
+
+bench-rllib-learning: $(READY)  ## PPO and SAC of RLlib on InvertedPendulum with and without imitation, 18 minutes
+	$(BIN)/python -m benchmarks.rllib_learning
 
 clean:  ## remove what was built; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache
