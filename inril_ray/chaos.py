@@ -5,6 +5,7 @@ Every drill is a run of the same tiny experiment as an undisturbed one, whose re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -78,43 +79,36 @@ class Report:
 
 
 class Striker(threading.Thread):
-    """Does something to a backend at a random moment of an iteration.
+    """Sends a signal to processes at a moment that they know nothing of.
 
     Args:
-        strike: gets the backend.
-        backend: of the run.
+        pids: of the processes.
+        number: of the signal.
         delay_s: after the start of the thread.
     """
 
-    def __init__(self, strike: Callable[[RayBackend], Any], backend: RayBackend, delay_s: float) -> None:
+    def __init__(self, pids: Sequence[int], number: signal.Signals, delay_s: float) -> None:
         super().__init__(daemon=True)
-        self._strike, self._backend, self._delay_s = strike, backend, delay_s
+        self._pids, self._number, self._delay_s = pids, number, delay_s
         self.struck = False
 
     def run(self) -> None:
         """Wait, then strike."""
         time.sleep(self._delay_s)
-        try:
-            self._strike(self._backend)
-            self.struck = True
-        except (ProcessLookupError, psutil.NoSuchProcess):  # it ended by itself
-            pass
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                os.kill(pid, self._number)
+                self.struck = True
 
 
-def _signal(actor: Any, number: signal.Signals) -> None:
-    """Send a signal to an actor's process, which answers no questions while it works."""
-    pid = ray._private.state.actors(actor._actor_id.hex())["Pid"]
-    os.kill(pid, number)
-
-
-WORKERS: dict[str, Callable[[RayBackend], Any]] = {
-    "worker": lambda backend: _signal(backend.workers[0], signal.SIGKILL),
-    "all workers": lambda backend: [_signal(w, signal.SIGKILL) for w in backend.workers],
-    "hanging worker": lambda backend: _signal(backend.workers[-1], signal.SIGSTOP),
-    "learner": lambda backend: _signal(backend.learner, signal.SIGKILL),
+ACTORS: dict[str, tuple[Callable[[RayBackend], list[Any]], signal.Signals]] = {
+    "worker": (lambda backend: backend.workers[:1], signal.SIGKILL),
+    "all workers": (lambda backend: backend.workers, signal.SIGKILL),
+    "hanging worker": (lambda backend: backend.workers[-1:], signal.SIGSTOP),
+    "learner": (lambda backend: [backend.learner], signal.SIGKILL),
 }
-"""Faults of a run on Ray."""
-FAULTS = (*WORKERS, "driver", "damaged checkpoint", "missing file")
+"""Faults of a run on Ray: which actors get which signal."""
+FAULTS = (*ACTORS, "driver", "damaged checkpoint", "missing file")
 
 
 def chaos(
@@ -142,7 +136,7 @@ def chaos(
         raise InrilError(f"--out {directory}: choose a new directory.")
     references: dict[str, Path] = {}
     for name, backend in (("ray", RayBackend), ("local", LocalBackend)):
-        if name == "local" or set(faults) & WORKERS.keys():
+        if name == "local" or set(faults) & ACTORS.keys():
             say(f"--- the undisturbed run ({name})")
             references[name] = directory / f"undisturbed-{name}"
             run(config, references[name], backend, say=lambda _: None)
@@ -151,7 +145,7 @@ def chaos(
         for k in range(repetitions):
             path = directory / f"{fault.replace(' ', '-')}-{k}"
             rng = random.Random(f"{seed} {fault} {k}")
-            on_ray = fault in WORKERS
+            on_ray = fault in ACTORS
             drill, whole = (_on_ray, references["ray"]) if on_ray else (_in_a_process, references["local"])
             report = drill(fault, seed + k, config, path, whole, rng)
             reports.append(report)
@@ -174,6 +168,7 @@ def line(report: Report) -> str:
 
 def _on_ray(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Path, rng: random.Random) -> Report:
     """Strike at the actors of a run from a thread of this process."""
+    chosen, number = ACTORS[fault]
     strikers: list[Striker] = []
     iterations: list[int] = []
     moment = rng.randrange(config.num_iterations)
@@ -181,7 +176,8 @@ def _on_ray(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: 
     class Struck(RayBackend):
         def iterate(self) -> dict[str, float]:
             if len(iterations) == moment:
-                strikers.append(Striker(WORKERS[fault], self, rng.uniform(0.0, 0.3)))
+                pids = ray.get([actor.ready.remote() for actor in chosen(self)])
+                strikers.append(Striker(pids, number, rng.uniform(0.0, 0.3)))
                 strikers[0].start()
             metrics = super().iterate()
             iterations.append(int(metrics["iteration"]))

@@ -140,6 +140,7 @@ def test_flags_are_frozen() -> None:
         "verdict": sorted([*shared, "--seeds", "--out", "--bc-reg", "--local"]),
         "sweep": ["--help", "--local", "--max-hours", "--out"],
         "demos": ["--help"],
+        "chaos": ["--faults", "--help", "--out", "--repetitions", "--seed", "--task"],
         "report": ["--help"],
         "doctor": ["--help"],
     }

@@ -1,0 +1,92 @@
+"""`inril chaos` tells the truth: what equals the undisturbed run, and what does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inril_ray import chaos, checkpoint
+from inril_ray.backend import LocalBackend
+from inril_ray.cli import main
+from inril_ray.experiment import load_config
+from inril_ray.run import run
+from inril_ray.types import InrilError
+
+pytestmark = pytest.mark.sim
+CONFIG = load_config([chaos.TINY, {"task": "robomimic/lift"}])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("chaos") / "whole"
+    run(CONFIG, path, LocalBackend, say=lambda _: None)
+    return path
+
+
+def report(**values: Any) -> chaos.Report:
+    good = {"restarts": 1, "replaced": 0, "repeated": 0, "equal": True, "left_behind": [], "message": ""}
+    return chaos.Report(**{"fault": "driver", "seed": 0, "struck": True, **good, **values})
+
+
+def test_a_difference_is_a_difference(tmp_path: Path, whole: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(whole, other)
+    assert chaos._same(other, whole, 6)
+    records = (other / "metrics.jsonl").read_text().splitlines()
+    (other / "metrics.jsonl").write_text("\n".join(records[:-1]))
+    assert not chaos._same(other, whole, 6), "a metric is missing"
+    shutil.copy(whole / "metrics.jsonl", other)
+    tree = checkpoint.read(other / "checkpoints" / "iteration_000006")
+    weights = tree["backend"]["learner"]["modules"]["policy"]
+    name = max(weights, key=lambda n: weights[n].size)
+    weights[name].ravel()[0] += 1e-7
+    checkpoint.write(other / "checkpoints", 6, tree, keep=2)
+    assert not chaos._same(other, whole, 6), "one weight differs"
+    shutil.rmtree(other / "checkpoints" / "iteration_000006")
+    assert not chaos._same(other, whole, 6), "there is no checkpoint"
+
+
+def test_what_is_left_behind_is_told(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".iteration_000003.partial").mkdir()
+    assert chaos._left(tmp_path) == ["checkpoints/.iteration_000003.partial"]
+    bad = report(left_behind=["process 7"])
+    assert not bad.passed and "LEFT BEHIND: process 7" in chaos.line(bad)
+    assert "DIFFERENT" in chaos.line(report(equal=False)) and chaos.line(report(equal=False)).startswith("FAILED")
+    assert chaos.line(report()).startswith("passed")
+    assert "nothing happened" in chaos.line(report(struck=False))
+
+
+def test_a_run_that_is_interrupted_in_its_last_evaluation_has_one_end(tmp_path: Path, whole: Path) -> None:
+    class Interrupted(LocalBackend):
+        def peak_memory_bytes(self) -> dict[str, int]:
+            raise KeyboardInterrupt  # after the last evaluation was logged, before the summary
+
+    with pytest.raises(KeyboardInterrupt):
+        run(CONFIG, tmp_path, Interrupted, say=lambda _: None)
+    run(CONFIG, tmp_path, LocalBackend, resume=True, say=lambda _: None)
+    assert chaos._same(tmp_path, whole, 6)
+
+
+def test_what_can_not_be_done_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InrilError, match="'flood'"):
+        chaos.chaos(CONFIG, tmp_path / "new", ["worker", "flood"], 1, 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InrilError, match="new directory"):
+        chaos.chaos(CONFIG, tmp_path, ["driver"], 1, 0)
+
+
+@pytest.mark.drill
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_fault_is_survived(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chaos", "--repetitions", "1", "--out", str(tmp_path)]) == 0
+    assert f"All {len(chaos.FAULTS)} drills passed" in capsys.readouterr().out
+    reports = json.loads((tmp_path / "chaos.json").read_text())
+    assert [r["fault"] for r in reports] == list(chaos.FAULTS)
+    assert any(r["struck"] for r in reports)
