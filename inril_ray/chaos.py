@@ -132,6 +132,8 @@ def chaos(
         raise InrilError(
             f"--faults {', '.join(map(repr, sorted(unknown))) or '(none)'}: choose of {', '.join(FAULTS)}."
         )
+    if repetitions < 1:
+        raise InrilError(f"--repetitions {repetitions}: at least 1 is needed.")
     if directory.exists() and any(directory.iterdir()):
         raise InrilError(f"--out {directory}: choose a new directory.")
     references: dict[str, Path] = {}
@@ -175,15 +177,17 @@ def _on_ray(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: 
 
     class Struck(RayBackend):
         def iterate(self) -> dict[str, float]:
-            if len(iterations) == moment:
-                pids = ray.get([actor.ready.remote() for actor in chosen(self)])
-                strikers.append(Striker(pids, number, rng.uniform(0.0, 0.3)))
+            if not strikers and len(iterations) == moment:
+                pids.update(ray.get([actor.ready.remote() for actor in (self.learner, *self.workers)]))
+                targets = ray.get([actor.ready.remote() for actor in chosen(self)])
+                strikers.append(Striker(targets, number, rng.uniform(0.0, 0.3)))
                 strikers[0].start()
             metrics = super().iterate()
             iterations.append(int(metrics["iteration"]))
             return metrics
 
     message, restarts = "", 0
+    pids: set[int] = set()
     for attempt in range(ATTEMPTS):
         try:
             run(config, path, Struck, resume=has_checkpoint(path), say=lambda _: None)
@@ -199,7 +203,7 @@ def _on_ray(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: 
         replaced=int(max((r.get("worker_restarts", 0.0) for r in records), default=0.0)),
         repeated=len(iterations) - len(set(iterations)),
         equal=_same(path, whole, config.num_iterations),
-        left_behind=_left(path),
+        left_behind=[*_left(path), *(f"process {pid}" for pid in _alive(pids))],
         message=message,
     )
 
@@ -214,7 +218,8 @@ def _in_a_process(
     command = [sys.executable, "-m", "inril_ray.chaos", str(plan), str(path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     moment = rng.randrange(config.num_iterations)
-    while process.poll() is None and len(checkpoint.complete(path / "checkpoints")) <= min(moment, 1):
+    aimed = max(moment, 1 if fault != "driver" else 0)  # what is damaged must not be all that there is
+    while process.poll() is None and max(checkpoint.complete(path / "checkpoints"), default=-1) < aimed:
         time.sleep(0.02)
     time.sleep(rng.uniform(0.0, 0.3))
     struck = process.poll() is None
@@ -223,7 +228,9 @@ def _in_a_process(
     process.wait()
     before = [r["iteration"] for r in read_metrics(path)]
     found = checkpoint.complete(path / "checkpoints")
-    if fault != "driver" and len(found) > 1:
+    if fault != "driver":
+        struck = len(found) > 1
+    if fault != "driver" and struck:
         newest = checkpoint.newest(path / "checkpoints")
         victim = rng.choice(sorted(newest.iterdir()))
         if fault == "missing file":
@@ -239,7 +246,7 @@ def _in_a_process(
         if again.returncode == 0:
             break
         message = again.stderr.strip().splitlines()[-1] if again.stderr.strip() else f"status {again.returncode}"
-    orphans = [f"process {child.pid}" for child in children if child.is_running()]
+    orphans = [f"process {pid}" for pid in _alive({child.pid for child in children})]
     return Report(
         fault=fault,
         seed=seed,
@@ -275,6 +282,14 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.shape == b.shape and a.tobytes() == b.tobytes()
     return a == b
+
+
+def _alive(pids: set[int]) -> list[int]:
+    """Return the processes that have not ended after a while."""
+    deadline = time.monotonic() + 10.0
+    while (left := [pid for pid in pids if psutil.pid_exists(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
 
 
 def _left(path: Path) -> list[str]:

@@ -337,7 +337,9 @@ def _chaos(arguments: argparse.Namespace) -> None:
     failed = sum(not report.passed for report in reports)
     if failed:
         raise InrilError(f"{failed} of {len(reports)} drills failed; see {out / 'chaos.json'}.")
-    print(f"All {len(reports)} drills passed: {out / 'chaos.json'}")
+    missed = sum(not report.struck for report in reports)
+    late = f", in {missed} of them the run ended before its fault" if missed else ""
+    print(f"All {len(reports)} drills passed{late}: {out / 'chaos.json'}")
 
 
 def _demos_make(arguments: argparse.Namespace) -> None:

@@ -37,7 +37,8 @@ class GuardConfig:
     tolerance: NonNegativeFloat = 0.1
     """Loss of score that is not called a collapse; 0.1 is ten percentage points of success."""
     il_loss_factor: Annotated[float, Field(gt=1.0)] = 3.0
-    """Early warning: imitation loss on held-out demonstrations above this multiple of its first values."""
+    """Early warning: imitation loss on held-out demonstrations above this multiple of its first values; not watched
+    where that is a log-likelihood with values below 0."""
     kl_limit: PositiveFloat | None = None
     """Early warning: divergence from the cloned policy (``kl_base``) above this; None does not measure it, which takes
     a copy of the policy."""
@@ -88,6 +89,8 @@ def run_length(height: float) -> float:
 def height_of(false_alarm: float, num_values: int) -> float:
     """Return the height that noise at the limit reaches within so many values with probability ``false_alarm``."""
     wanted = max(num_values, 1) / -math.log1p(-false_alarm)  # the waiting time is nearly exponential
+    if wanted <= run_length(0.0):
+        return 0.0
     return optimize.root_scalar(lambda h: run_length(h) - wanted, bracket=(0.0, 100.0)).root
 
 
@@ -111,6 +114,8 @@ class Watch:
         if len(self.first) < self.warmup:
             self.first.append(value)
             return False
+        if self.relative and min(self.first) <= 0.0:  # a log-likelihood has no multiples
+            return False
         self.sum = max(0.0, self.sum + (value / self._level() - 1.0) / self._noise() - SLACK)
         alarm = self.sum > self.height
         if alarm:
@@ -118,7 +123,7 @@ class Watch:
         return alarm
 
     def _level(self) -> float:
-        return self.limit * (max(float(np.mean(self.first)), 1e-12) if self.relative else 1.0)
+        return self.limit * (float(np.mean(self.first)) if self.relative else 1.0)
 
     def _noise(self) -> float:
         # Of differences, which a trend hardly touches; the upper end of its interval, since few values tell little.
@@ -184,7 +189,7 @@ class CollapseGuard:
                 f"; the best was {100 * best['score']:.1f} at iteration {best['iteration']:.0f}, "
                 f"at least {100 * best['low']:.1f}"
             )
-        improves = best is None or found.low > best["low"]
+        improves = math.isfinite(found.low) and (best is None or found.low > best["low"])
         if improves:
             self._best = {"low": found.low, "score": score, "iteration": float(iteration)}
         return Judgement(collapsed=collapsed, best=improves, text=text)
@@ -197,6 +202,10 @@ class CollapseGuard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         self.rollbacks, self._asked, self._best = state["rollbacks"], state["asked"], state["best"]
+        self.rewind(state)
+
+    def rewind(self, state: Mapping[str, Any]) -> None:
+        """Forget what the watches have seen since a state: the iterations that are rolled back."""
         for name, saved in state["watches"].items():
             if name in self._watches:
                 self._watches[name].first, self._watches[name].sum = list(saved["first"]), saved["sum"]

@@ -16,7 +16,7 @@ LITTLE_MEMORY = 2**30
 OUT_OF_RANGE = 0.2
 """Share of observed values outside the range of the demonstrations from which the normaliser does not fit the task."""
 REWARD_PATIENCE = 3
-"""Iterations without any reward after which it is said."""
+"""Iterations in which episodes ended, all without a reward, after which it is said."""
 
 
 def machine(run_dir: Path) -> list[str]:
@@ -76,19 +76,21 @@ class FirstIterations:
     """Looks at what the first iterations say; each finding is told once."""
 
     def __init__(self) -> None:
-        self._rewarded, self._seen = False, 0
+        self._rewarded, self._told, self._seen, self._ended = False, False, 0, 0
 
     def observe(self, metrics: Mapping[str, float]) -> list[str]:
         """Take in the metrics of an iteration."""
         found = []
         self._seen += 1
+        self._ended += metrics.get("train_episodes", 0.0) > 0.0
         self._rewarded |= any(metrics.get(name, 0.0) != 0.0 for name in ("train_return", "train_success_rate"))
         if self._seen == 1 and metrics.get("obs_out_of_range", 0.0) > OUT_OF_RANGE:
             found.append(
                 f"{100 * metrics['obs_out_of_range']:.0f} % of the observed values are outside the range of the "
                 "demonstrations, which normalises them: either these are of another version of the task, or too few."
             )
-        if self._seen == REWARD_PATIENCE and not self._rewarded:
+        if self._ended == REWARD_PATIENCE and not (self._rewarded or self._told):
+            self._told = True
             found.append(
                 f"No reward has been seen in {REWARD_PATIENCE} iterations, so reinforcement learns nothing: clone "
                 "longer, explore more, or collect longer rollouts (rollout.num_envs, rollout.num_decisions)."

@@ -505,7 +505,7 @@ class Learner:
             load_module(module, state["modules"][name])
         if state["cloned"]:
             self._keep_cloned()
-            assert self._cloned is not None
+        if self._cloned is not None and state["cloned"]:
             load_module(self._cloned, state["cloned"])
         for name, optimizer in self.optimizers().items():
             load_optimizer(optimizer, state["optimizers"][name])

@@ -86,7 +86,7 @@ def run(
             stop.saves = True
             if saved is not None:
                 drop_after(run_dir, session.iteration)
-                if session.iteration == config.num_iterations:
+                if session.iteration == config.num_iterations or session.collapsed:
                     drop_final(run_dir, session.iteration)
             active += [*_trackers(config, run_dir, plain, parent), *backend.trackers(run_dir.name), *trackers]
             if saved is None:

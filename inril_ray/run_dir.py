@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from inril_ray import __version__, checkpoint
-from inril_ray.config import fingerprint
 from inril_ray.experiment import ExperimentConfig, load_config, resolved
 from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError
@@ -52,7 +51,9 @@ def finished(run_dir: Path, config: ExperimentConfig) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     summary = json.loads(file.read_text())
-    if summary["config_hash"] != fingerprint(resolved(config)):
+    # Not by the hash: a release may add keys, and where a run is tracked does not change it.
+    there, wanted = ({k: v for k, v in resolved(c).items() if k != "tracking"} for c in (read_config(run_dir), config))
+    if there != wanted:
         raise InrilError(f"{run_dir} holds a run of another configuration; choose another --out.")
     return summary
 

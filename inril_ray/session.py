@@ -159,7 +159,8 @@ class Session:
             for phase in ("rollout_s", "rl_s", "il_s", "diagnostics_s"):
                 name = phase.removesuffix("_s")
                 self.phase_s[name] = self.phase_s.get(name, 0.0) + metrics.get(phase, 0.0)
-            self.check(self._first.observe(metrics))
+            if started == 0:
+                self.check(self._first.observe(metrics))
             if started + 2 == self.iteration < last:  # the first one also paid for what is done once
                 left = (time.perf_counter() - start) * (last - self.iteration)
                 self.say(f"About {_duration(left)} to go for {last - self.iteration} iterations, without evaluations.")
@@ -194,7 +195,7 @@ class Session:
         if judgement.collapsed:
             self._audit("collapse", f"The policy has collapsed: {judgement.text}.")
         elif judgement.best and config.action != "warn":
-            checkpoint.write(self.run_dir / BEST, self.iteration, self._tree(), keep=1)
+            checkpoint.write(self.run_dir / BEST, self.iteration, self._tree(), keep=2)
             self._audit("kept", f"The state of iteration {self.iteration} is kept: {judgement.text}.")
 
     def _recover(self) -> bool:
@@ -203,13 +204,17 @@ class Session:
         if config.action == "warn":
             self.collapsed = False
             return True
-        kept = checkpoint.newest(self.run_dir / BEST)
         if config.action == "stop" or self.guard.rollbacks >= config.max_rollbacks:
             why = "" if config.action == "stop" else f" after {self.guard.rollbacks} roll-backs"
-            self._audit("stopped", f"The run ends here{why}. Its best state is {kept}.")
+            self._audit(
+                "stopped", f"The run ends here{why}. `inril eval {self.run_dir} --policy best` has its best state."
+            )
             return False
-        saved = checkpoint.read(kept)
+        saved, damaged = checkpoint.read_latest(self.run_dir / BEST)
+        for warning in damaged:
+            self._audit("passed over", warning)
         self.guard.rollbacks += 1
+        self.guard.rewind(saved["session"]["guard"])
         scale = config.step_factor**self.guard.rollbacks
         self.backend.load_state_dict(saved["backend"])
         self.backend.scale_steps(scale)
@@ -217,8 +222,8 @@ class Session:
         self.discarded_env_steps += lost
         for name in ("iteration", "env_steps", "counters", "best", "collapsed"):  # time is spent, and findings stay
             setattr(self, name, saved["session"][name])
+        self.save()  # first: a run that is killed here drops these records when it goes on
         drop_after(self.run_dir, self.iteration, keep_in=DISCARDED)
-        self.save()
         self._audit(
             "rolled back",
             f"Back to iteration {self.iteration}, {lost} env steps are discarded; the policy's learning rates are "
@@ -235,7 +240,8 @@ class Session:
     def check(self, findings: list[str]) -> None:
         """Say and note what a check found."""
         for finding in findings:
-            self.health.append(finding)
+            if finding not in self.health:
+                self.health.append(finding)
             self.say(f"Check: {finding}")
 
     def finish(self, demos: DemoArrays) -> dict[str, Any]:
@@ -248,6 +254,8 @@ class Session:
             self.best = {"iteration": self.iteration, **final}
         if not self.collapsed:
             self._judge(final)
+            if self.collapsed and self.config.guard.action != "warn":
+                self._audit("ended", f"There is nothing left to go on with: `inril eval {self.run_dir} --policy best`.")
         self._log({"iteration": float(self.iteration), "env_steps": float(self.env_steps), **_metrics(final)})
         memory = self.backend.peak_memory_bytes()
         memory.setdefault("driver", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

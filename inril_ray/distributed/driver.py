@@ -249,7 +249,9 @@ class RayBackend:
     def _rewind(self, index: int) -> None:
         """Take a worker back to the state that the driver holds, in a new process if the old one is gone."""
         try:
-            ray.get(self.workers[index].load_state_dict.remote(self._states[index]), timeout=START_TIMEOUT_S)
+            # It may be collecting still.
+            timeout_s = START_TIMEOUT_S + self.config.compute.rollout_timeout_s
+            ray.get(self.workers[index].load_state_dict.remote(self._states[index]), timeout=timeout_s)
         except (RayActorError, RayTaskError, GetTimeoutError) as error:
             self._replace(index, _first_line(error))
 
@@ -333,9 +335,9 @@ class RayBackend:
         check_worker_count(state["workers"], len(self.workers))
         self._flights.clear()  # what workers still collect is not waited for; their states are put back after it
         self._get(self.learner.load_state_dict.remote(state["learner"]), LEARNER_TIMEOUT_S, "learner")
-        for index, worker in enumerate(self.workers):
+        for index in range(len(self.workers)):
             self._states[index] = state["workers"][index]
-            self._get(worker.load_state_dict.remote(self._states[index]), START_TIMEOUT_S, f"rollout worker {index}")
+            self._rewind(index)
         self._publish(everything=True)
 
     def scale_steps(self, scale: float) -> None:

@@ -86,8 +86,9 @@ class Probe:
             sizes.append(decisions)
             rollouts_s.append(collected - begun)
             learning_s.append(ended - collected)
-            # The next is at most twice as large; the first also paid for what is done once.
-            if len(sizes) > 1 and ended - start + 2 * (ended - begun) > PROBE_S / 3:
+            # The next is at most twice as large. Three at least: the first also paid for what is done once.
+            limit_s = PROBE_S / 3 if len(sizes) >= 3 else 0.8 * PROBE_S
+            if len(sizes) > 1 and ended - start + 2 * (ended - begun) > limit_s:
                 break
             decisions = min(2 * decisions, whole)
         return {

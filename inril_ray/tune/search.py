@@ -216,7 +216,9 @@ def trial(values: Mapping[str, Any], plan: Plan, points: Sequence[Mapping[str, A
     config = trial_config(plan.sweep, setting, seed, pretrained=base)
     pbt = plan.sweep.method == "pbt"
     if pbt:  # a checkpoint for each evaluation, since the weak go on from those of the strong
-        config = load_config([merge(resolved(config), {"checkpoint": {"every": config.evaluation.every}})])
+        # Nor does the guard evaluate in between: exploitation is what takes care of members that collapse.
+        own = {"checkpoint": {"every": config.evaluation.every}, "guard": {"action": "none", "kl_limit": None}}
+        config = load_config([merge(resolved(config), own)])
     donor = tune.get_checkpoint() if pbt else None
     path = _run_dir(plan, setting, seed, new=donor is not None)
     if donor is not None:

@@ -107,6 +107,29 @@ def test_a_loss_below_its_limit_and_noise_at_it_give_no_alarm() -> None:
     assert quiet >= 290, "0.01 were asked for; the noise is estimated from four differences, so a little more"
 
 
+def test_a_log_likelihood_is_not_watched() -> None:
+    watch = Watch(3.0, relative=True, warmup=3, height=1.0)
+    assert not any(watch.observe(value) for value in [-1.3, -1.2, -1.3, 5.0, 50.0])
+
+
+def test_settings_at_their_ends() -> None:
+    assert height_of(0.45, 1) == 0.0
+    guard = CollapseGuard(GuardConfig(false_alarm=0.45), 1, 2)
+    assert not guard.judge(float("nan"), [float("nan")], 0).best
+    assert guard.judge(0.5, [0.0, 1.0] * 50, 1).best
+
+
+def test_what_the_watches_saw_is_rolled_back() -> None:
+    guard = CollapseGuard(GuardConfig(), 100, 4)
+    guard.warnings({"il_probe_loss": 1.0})
+    before = guard.state_dict()
+    for value in (7e14, 7e14, 7e14):
+        guard.warnings({"il_probe_loss": value})
+    guard.rollbacks = 1
+    guard.rewind(before)
+    assert guard.state_dict() == {**before, "rollbacks": 1}
+
+
 def test_warnings_ask_for_no_more_evaluations_than_are_planned() -> None:
     guard = CollapseGuard(GuardConfig(kl_limit=0.5), 200, 3)
     for _ in range(5):

@@ -60,11 +60,13 @@ def test_a_policy_that_never_succeeds(spec: EnvSpec) -> None:
 
 def test_what_the_first_iterations_say() -> None:
     bad, good = health.FirstIterations(), health.FirstIterations()
-    poor = {"train_return": 0.0, "train_success_rate": 0.0, "obs_out_of_range": 0.4}
+    poor = {"train_episodes": 4.0, "train_return": 0.0, "train_success_rate": 0.0, "obs_out_of_range": 0.4}
     said = [bad.observe(poor) for _ in range(6)]
     assert [len(found) for found in said] == [1, 0, 1, 0, 0, 0]
     assert "40 % of the observed values" in said[0][0]
     assert "No reward has been seen in 3 iterations" in said[2][0]
     assert good.observe({"obs_out_of_range": 0.01}) == []
-    good.observe({"train_return": 0.1})
+    good.observe({"train_episodes": 1.0, "train_return": 0.1})
     assert all(good.observe(poor) == [] for _ in range(5)), "there was a reward once"
+    long = health.FirstIterations()
+    assert all(long.observe({"train_episodes": 0.0}) == [] for _ in range(9)), "no episode has ended yet"
