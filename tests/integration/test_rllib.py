@@ -98,7 +98,7 @@ def test_learners_imitate_and_stay_equal(num_learners: int, phase: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_learners", [0, 2])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.drill)])
 def test_restored_algorithm_goes_on(tmp_path: Path, num_learners: int) -> None:
     config = ppo(demos=DemoService(fake_demos()).handle).learners(num_learners=num_learners)
     algorithm = config.build_algo()
@@ -123,6 +123,7 @@ def test_restored_algorithm_goes_on(tmp_path: Path, num_learners: int) -> None:
         again.stop()
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 def test_tune_searches_over_our_settings(tmp_path: Path) -> None:
     demos = fake_demos()

@@ -251,6 +251,7 @@ def test_asha_stops_the_weak_early(tmp_path: Path, demos: str) -> None:
     assert len(states) == 3
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("no_probe")
 def test_optuna_proposes_settings_which_all_seeds_repeat(tmp_path: Path, demos: str) -> None:
     sweep = sweep_of(
