@@ -69,6 +69,7 @@ def backend_with_policy(service: DemoService, kind: Callable[..., RayBackend] = 
     return backend
 
 
+@pytest.mark.drill
 def test_nodes_of_rollout_workers_may_leave(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     """One leaves with a fragment that has arrived but is not fetched yet, one with the fragments that are collected."""
     service = DemoService(load_demos(CONFIG))
