@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo demos test test-drills fuzz test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
-	bench-gpu bench-rllib bench-rllib-learning clean
+	bench-gpu bench-rllib bench-sweeps bench-rllib-learning clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -104,6 +104,10 @@ bench-experts: $(READY)  ## a hundred scripted episodes of every furniture task,
 
 bench-gpu: $(READY)  ## the furniture tasks on one GPU; needs CUDA
 	$(BIN)/python -m benchmarks.furniture_gpu
+
+bench-sweeps: $(READY)  ## memory of a sweep of four trials; a second rollout worker
+	$(BIN)/python -m benchmarks.sweep_memory
+	$(BIN)/python -m benchmarks.worker_scaling
 
 bench-rllib: $(READY)  ## RLlib's PPO against ours, and the plug-in inside RLlib, 15 minutes
 	$(BIN)/python -m benchmarks.rllib
