@@ -7,11 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
@@ -103,7 +104,7 @@ class ExperimentConfig:
     policy: str = "diffusion_mlp"
     schedule: str = "fixed"
     separation: str = "upgrad"
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     num_iterations: PositiveInt = 81
     pretrained: str | None = None
     """Run directory whose cloned policy this run starts from, instead of cloning one of its own."""
@@ -160,8 +161,22 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     config = build(ExperimentConfig, {**values, **built})
     for name in config.tracking.trackers:
         _check_name(TRACKERS, name, "tracker")
+    _check_secrets(config)
     _check_combination(config)
     return config
+
+
+def _check_secrets(config: ExperimentConfig) -> None:
+    """Refuse a password in a configuration, which is printed, saved and tracked; the message must not show it."""
+    try:
+        secret = urlsplit(config.tracking.mlflow_uri or "").password is not None
+    except ValueError:
+        raise InrilError(f"tracking.mlflow_uri = {config.tracking.mlflow_uri!r}: this is no address.") from None
+    if secret:
+        raise InrilError(
+            "tracking.mlflow_uri holds a password, which would be printed and saved with the run. Leave it out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
+        )
 
 
 def _check_combination(config: ExperimentConfig) -> None:

@@ -104,7 +104,7 @@ METRICS: dict[str, str] = {
     "il_s": "seconds in imitation updates",
     "diagnostics_s": "seconds measuring how the gradients relate and the imitation probe",
     "eval_s": "seconds in evaluation",
-    "checkpoint_s": "seconds writing checkpoints",
+    "checkpoint_s": "seconds writing the checkpoint before this iteration",
     "obs_out_of_range": "share of observed values outside the range of the demonstrations",
 }
 """Name to meaning and unit: the metric glossary."""

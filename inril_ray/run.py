@@ -85,11 +85,13 @@ def run(
             session.check(findings)
             stop.saves = True
             if saved is not None:
-                drop_after(run_dir, session.iteration)
+                # A kill may have come before the record of iteration 0, which can be made again; later ones are written
+                # before their checkpoint.
+                drop_after(run_dir, session.iteration or -1)
                 if session.iteration == config.num_iterations or session.collapsed:
                     drop_final(run_dir, session.iteration)
             active += [*_trackers(config, run_dir, plain, parent), *backend.trackers(run_dir.name), *trackers]
-            if saved is None:
+            if session.iteration == 0:
                 session.log_base()
             session.iterate(stop)
             return session.finish(demos)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ from inril_ray.media import choose_episode, write_before_and_after
 from inril_ray.metrics import Tracker, checked
 from inril_ray.run_dir import provenance, read_pretrained, write_json
 from inril_ray.statistics import score_text
-from inril_ray.tracking.jsonl import drop_after
+from inril_ray.tracking.jsonl import drop_after, read_metrics
 from inril_ray.types import EpisodeStats
 
 STOPPED = 75
@@ -96,6 +97,8 @@ class Session:
         self.phase_s: dict[str, float] = {}
         self.discarded_env_steps = 0
         self.health: list[str] = []
+        self._saved_s: float | None = None
+        """Seconds of the last checkpoint, until they are logged."""
         self._first = health.FirstIterations()
         every, last = config.evaluation.every, config.num_iterations
         self.guard = CollapseGuard(config.guard, last, 2 + ((last - 1) // every if every else 0))
@@ -114,6 +117,8 @@ class Session:
                 setattr(self, name, saved["session"].get(name, getattr(self, name)))
             if "guard" in saved["session"]:
                 self.guard.load_state_dict(saved["session"]["guard"])
+            if "log_bytes" in saved["session"]:
+                self._cut_logs(saved["session"]["log_bytes"])
             self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
             return
         start = time.perf_counter()
@@ -151,6 +156,8 @@ class Session:
                 break
             start, steps_before = time.perf_counter(), self.env_steps
             metrics = self.backend.iterate()
+            if self._saved_s is not None:
+                metrics["checkpoint_s"], self._saved_s = self._saved_s, None
             if self.spec.score_range is not None:  # the task has no success
                 metrics.pop("train_success_rate", None)
             self.iteration, self.env_steps = int(metrics["iteration"]), int(metrics["env_steps"])
@@ -175,11 +182,11 @@ class Session:
                     self.best = {"iteration": self.iteration, **outcome}
                 self._judge(outcome)
             stopping = stop.received
+            self._log(metrics)  # first, so that whatever a checkpoint holds is on record
             if stopping or (self.iteration % self.config.checkpoint.every == 0 and self.iteration < last):
                 start = time.perf_counter()
                 self.save()
-                metrics["checkpoint_s"] = self._spend("checkpoint", start)
-            self._log(metrics)
+                self._saved_s = self._spend("checkpoint", start)
             if stopping:
                 raise SystemExit(STOPPED)
         stop.saves = False
@@ -222,20 +229,24 @@ class Session:
         self.discarded_env_steps += lost
         for name in ("iteration", "env_steps", "counters", "best", "collapsed"):  # time is spent, and findings stay
             setattr(self, name, saved["session"][name])
-        self.save()  # first: a run that is killed here drops these records when it goes on
-        drop_after(self.run_dir, self.iteration, keep_in=DISCARDED)
+        self._append(DISCARDED, [r for r in read_metrics(self.run_dir) if r.get("iteration", 0) > self.iteration])
         self._audit(
             "rolled back",
             f"Back to iteration {self.iteration}, {lost} env steps are discarded; the policy's learning rates are "
             f"{scale:g} of the configured ones.",
         )
+        self.save()
+        drop_after(self.run_dir, self.iteration)  # last: a run that is killed before drops them when it goes on
         return True
 
     def _audit(self, event: str, text: str) -> None:
         self.say(f"Guard, iteration {self.iteration}: {text}")
         entry = {"time": time.time(), "iteration": self.iteration, "env_steps": self.env_steps, "event": event}
-        with (self.run_dir / AUDIT_LOG).open("a") as file:
-            file.write(json.dumps({**entry, "text": text}) + "\n")
+        self._append(AUDIT_LOG, [{**entry, "text": text}])
+
+    def _append(self, name: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        with (self.run_dir / name).open("a") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
     def check(self, findings: list[str]) -> None:
         """Say and note what a check found."""
@@ -306,7 +317,16 @@ class Session:
 
     def _tree(self) -> dict[str, Any]:
         session = {name: getattr(self, name) for name in SAVED} | {"guard": self.guard.state_dict()}
+        paths = (self.run_dir / name for name in (AUDIT_LOG, DISCARDED))
+        session["log_bytes"] = {path.name: path.stat().st_size for path in paths if path.is_file()}
         return {"backend": self.backend.state_dict(), "session": session}
+
+    def _cut_logs(self, log_bytes: Mapping[str, int]) -> None:
+        """Forget entries that are later than a checkpoint, which the run will make again."""
+        for name in (AUDIT_LOG, DISCARDED):
+            path = self.run_dir / name
+            if path.is_file() and path.stat().st_size > log_bytes.get(name, 0):
+                os.truncate(path, log_bytes.get(name, 0))
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         clean = checked(metrics)

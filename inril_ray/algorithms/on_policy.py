@@ -27,7 +27,7 @@ from inril_ray.losses.policy_gradient import clipped_surrogate, normalized
 from inril_ray.losses.returns import RewardScaler, gae
 from inril_ray.losses.value import explained_variance, value_loss
 from inril_ray.policies.base import Policy
-from inril_ray.policies.networks import ValueNetwork
+from inril_ray.policies.networks import Activation, ValueNetwork
 from inril_ray.types import InrilError, Rollout
 
 VALUE_CHUNK = 65_536
@@ -47,6 +47,7 @@ class OnPolicyConfig(AlgorithmConfig):
     gae_lambda: UnitFloat = 0.95
     clip_ratio: PositiveFloat = 0.01
     value_coef: NonNegativeFloat = 0.5
+    critic_activation: Activation = "mish"
     target_kl: PositiveFloat | None = 1.0
     """Stop the iteration's updates when a minibatch's approximate KL exceeds this."""
     scale_rewards: bool = True
@@ -174,7 +175,7 @@ class OnPolicyAlgorithm(Algorithm):
     def make_critic(self, context: AlgorithmContext) -> nn.Module:
         """Return an untrained value network."""
         cfg = self.config
-        return ValueNetwork(context.spec.obs_dim, cfg.critic_hidden_dim, cfg.critic_num_hidden)
+        return ValueNetwork(context.spec.obs_dim, cfg.critic_hidden_dim, cfg.critic_num_hidden, cfg.critic_activation)
 
     @property
     def acting(self) -> Policy:
@@ -197,7 +198,8 @@ class OnPolicyAlgorithm(Algorithm):
         """Scale rewards, evaluate the critic, estimate advantages; see :meth:`Algorithm.prepare`."""
         cfg = self.config
         rewards = self.scaled_rewards(rollout, fresh_start=fresh_start)
-        values, next_values = self._values(rollout.obs, policy), self._values(rollout.next_obs, policy)
+        values = self._values(rollout.obs, policy)
+        next_values = self._next_values(rollout, values, policy)
         advantages = gae(
             rewards,
             values,
@@ -236,10 +238,20 @@ class OnPolicyAlgorithm(Algorithm):
 
     @torch.no_grad()
     def _values(self, obs: np.ndarray, policy: Policy) -> np.ndarray:
+        """Return the critic's values [...] of observations [..., O]."""
         # A copy, because fragments from the object store are read-only and PyTorch can't say so of a tensor.
         flat = torch.from_numpy(np.array(obs.reshape(-1, obs.shape[-1]))).to(self.device)
         parts = [self.critic(policy.normalizer.obs(part)) for part in flat.split(VALUE_CHUNK)]
-        return torch.cat(parts).cpu().numpy().reshape(obs.shape[:2])
+        return torch.cat(parts).cpu().numpy().reshape(obs.shape[:-1])
+
+    def _next_values(self, rollout: Rollout, values: np.ndarray, policy: Policy) -> np.ndarray:
+        """Return the values [T, B] of the next observations; most are the values of the next decision."""
+        known = np.zeros(values.shape, bool)
+        known[:-1] = (rollout.next_obs[:-1] == rollout.obs[1:]).all(axis=-1)  # not where an episode ended
+        next_values = np.empty_like(values)
+        next_values[known] = np.roll(values, -1, axis=0)[known]
+        next_values[~known] = self._values(rollout.next_obs[~known], policy)
+        return next_values
 
     def parts(self, minibatch: Minibatch) -> list[tuple[Minibatch, float]]:
         """Split a minibatch that is larger than ``accumulate``."""

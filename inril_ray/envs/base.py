@@ -18,6 +18,10 @@ from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError
 
 PURPOSES = ("train", "eval", "demos")
 COUNTERS = ("episode", "elapsed", "stage", "terminated", "truncated")
+RESETS = 3
+"""Episodes in a row that may begin with numbers that are not finite; then the simulator is broken."""
+REAL, WHOLE, TRUTH = "iuf", "iu", "b"
+"""Kinds of numpy's types."""
 
 
 @config
@@ -193,13 +197,38 @@ class SimVectorEnv(VectorEnv):
         return np.random.default_rng(np.random.SeedSequence(self.base_seed, spawn_key=key))
 
     def reset_envs(self, mask: BoolArray) -> FloatArray:
-        """Start the next episode in the environments of ``mask``; return the observations of all, [B, O]."""
-        self.episode[mask] += 1
+        """Start the next episode in the environments of ``mask``; return the observations of all, [B, O].
+
+        Episodes that begin with an observation that is not finite are left out.
+
+        Raises:
+            InrilError: several in a row do, or the simulator's array does not fit.
+        """
         self.elapsed[mask] = 0
         self.stage[mask] = 0
         self.terminated[mask] = self.truncated[mask] = False
-        self.obs[mask] = self._begin_episodes(mask)[mask]
-        return self.obs.copy()
+        for _ in range(RESETS):
+            self.episode[mask] += 1
+            obs = self._begin_episodes(mask)
+            self._fits("_begin_episodes", "observations", obs, REAL, (self.num_envs, self.task_spec.obs_dim))
+            self.obs[mask] = obs[mask]
+            mask = mask & ~np.isfinite(obs).all(axis=1)
+            if not mask.any():
+                return self.obs.copy()
+        raise InrilError(
+            f"{type(self).__name__}: the first observations of {RESETS} episodes in a row were not finite in "
+            f"environments {np.flatnonzero(mask)[:5].tolist()}."
+        )
+
+    def _fits(self, method: str, name: str, array: Any, kinds: str, shape: tuple[int, ...]) -> None:
+        """Refuse what a simulator must not return: numpy would broadcast or reinterpret it in silence."""
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds or array.shape != shape:
+            got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            wanted = {REAL: "real numbers", WHOLE: "whole numbers", TRUTH: "booleans"}[kinds]
+            raise InrilError(
+                f"{type(self).__name__}.{method} returned {name} as {got}; an array {list(shape)} of {wanted} is "
+                "needed."
+            )
 
     def advance_guarded(self, actions: FloatArray, active: BoolArray) -> tuple[StepOutcome, BoolArray, BoolArray]:
         """Advance, and apply the time limit and the NaN guard.
@@ -209,8 +238,16 @@ class SimVectorEnv(VectorEnv):
 
         Returns:
             outcome, truncated [B] (time limit), broken [B] (not finite).
+
+        Raises:
+            InrilError: the simulator returns an array of another shape or kind.
         """
-        outcome = self.advance(np.nan_to_num(actions), active)
+        outcome, each = self.advance(np.nan_to_num(actions), active), (self.num_envs,)
+        self._fits("advance", "obs", outcome.obs, REAL, (self.num_envs, self.task_spec.obs_dim))
+        self._fits("advance", "reward", outcome.reward, REAL, each)
+        self._fits("advance", "terminated", outcome.terminated, TRUTH, each)
+        self._fits("advance", "success", outcome.success, TRUTH, each)
+        self._fits("advance", "stage", outcome.stage, WHOLE, each)
         broken = active & ~(np.isfinite(outcome.obs).all(axis=1) & np.isfinite(outcome.reward))
         obs = np.where((active & ~broken)[:, None], outcome.obs, self.obs).astype(np.float32)
         outcome = StepOutcome(

@@ -50,20 +50,9 @@ def drop_final(run_dir: Path, iteration: int) -> None:
     _replace(run_dir, kept)
 
 
-def drop_after(run_dir: Path, iteration: int, *, keep_in: str | None = None) -> None:
-    """Forget records later than ``iteration``, which a run that goes on from there will make again.
-
-    Args:
-        run_dir: of the run.
-        iteration: the last that is kept.
-        keep_in: name of a file that the others are appended to.
-    """
-    every = read_metrics(run_dir)
-    records = [r for r in every if r.get("iteration", 0) <= iteration]
-    if keep_in is not None:
-        with (run_dir / keep_in).open("a") as file:
-            file.writelines(json.dumps(r) + "\n" for r in every if r.get("iteration", 0) > iteration)
-    _replace(run_dir, records)
+def drop_after(run_dir: Path, iteration: int) -> None:
+    """Forget records later than ``iteration``, which a run that goes on from there will make again."""
+    _replace(run_dir, [r for r in read_metrics(run_dir) if r.get("iteration", 0) <= iteration])
 
 
 def _replace(run_dir: Path, records: list[dict[str, Any]]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,12 @@ from inril_ray.types import InrilError
 ID_FILE = "mlflow_run_id"
 PARENT_TAG = "mlflow.parentRunId"
 ARTIFACTS = "mlartifacts"
+BATCH = 1000
+"""Metrics that a server takes in one request."""
+KEPT = 200_000
+"""Metrics that wait for a server that does not answer; the oldest are given up."""
+PAUSE_S = 60.0
+"""Between attempts to reach a server that did not answer."""
 
 
 def connect(uri: str) -> Any:
@@ -23,6 +32,7 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own 7 take four minutes, and the run waits
     from mlflow.tracking import MlflowClient
 
     for name in ("alembic", "mlflow"):  # notes on creating the store are not for our users; importing sets the level
@@ -54,35 +64,81 @@ def _run_of(
 class MlflowTracker:
     """One MLflow run for each run directory; a resumed run goes on in the same one.
 
-    Runs of a sweep or a verdict are nested in its run, if it has one; see :class:`MlflowParent`.
+    Runs of a sweep or a verdict are nested in its run, if it has one; see :class:`MlflowParent`. A server that fails
+    later does not end the run: what it did not take is kept and sent when it answers again.
+
+    Raises:
+        InrilError: the server or store does not answer now.
     """
 
     def __init__(self, context: TrackerContext) -> None:
+        from mlflow.exceptions import MlflowException
+
         parent = context.parent if context.parent and (context.parent / ID_FILE).is_file() else None
         store = (parent or context.run_dir).parent
         self._client = connect(context.mlflow_uri or local_store(store))
         self._run_dir = context.run_dir
         artifacts = None if context.mlflow_uri else store / ARTIFACTS
-        self._run_id, new = _run_of(
-            self._client, context.run_dir, context.mlflow_experiment, context.name, artifacts, parent
-        )
-        if new:
-            _log_params(self._client, self._run_id, context.config)
+        try:
+            self._run_id, new = _run_of(
+                self._client, context.run_dir, context.mlflow_experiment, context.name, artifacts, parent
+            )
+            if new:
+                _log_params(self._client, self._run_id, context.config)
+        except MlflowException as error:
+            place = context.mlflow_uri or local_store(store)
+            raise InrilError(
+                f"tracking.mlflow_uri = {place!r}: {_reason(error)} Start the server, or leave MLflow out: "
+                "--set tracking.trackers=[console,jsonl,tensorboard]."
+            ) from None
+        self._waiting: deque[Any] = deque(maxlen=KEPT)
+        self._again_at: float | None = None
+        """When a server that failed is asked again; None while it answers."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one point for each metric in one request."""
-        import time
-
+        """Write one point for each metric in one request, with those that could not be written before."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(self._run_id, metrics=[Metric(k, v, now, step) for k, v in metrics.items()])
+        self._waiting.extend(Metric(k, v, now, step) for k, v in metrics.items())
+        if self._again_at is None or time.monotonic() >= self._again_at:
+            self._send()
+
+    def _send(self) -> bool:
+        """Write what waits; return whether all is written."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            while self._waiting:
+                batch = list(itertools.islice(self._waiting, BATCH))
+                self._client.log_batch(self._run_id, metrics=batch)
+                for _ in batch:
+                    self._waiting.popleft()
+        except MlflowException as error:
+            if self._again_at is None:
+                print(f"MLflow does not take metrics, the run goes on and keeps them: {_reason(error)}", flush=True)
+            self._again_at = time.monotonic() + PAUSE_S
+            return False
+        if self._again_at is not None:
+            print("MLflow takes metrics again, and has got those that waited.", flush=True)
+        self._again_at = None
+        return True
 
     def close(self) -> None:
         """Attach the summary and mark the run as finished."""
-        _attach(self._client, self._run_id, self._run_dir, ("config.json", "summary.json", "report.html", "media"))
-        finished = (self._run_dir / "summary.json").is_file()
-        self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self._send():
+                names = ("config.json", "summary.json", "report.html", "media")
+                _attach(self._client, self._run_id, self._run_dir, names)
+                finished = (self._run_dir / "summary.json").is_file()
+                self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
+                return
+            why = f"{len(self._waiting)} metrics were not taken."
+        except MlflowException as error:
+            why = _reason(error)
+        print(f"The MLflow run {self._run_id} is not complete: {why} What {self._run_dir} holds is.", flush=True)
 
 
 class MlflowParent:
@@ -175,6 +231,11 @@ def local_store(directory: Path) -> str:
     Trials of a sweep write to it at the same time, so each waits for the others.
     """
     return f"sqlite:///{(directory / 'mlflow.db').resolve()}?timeout=60"
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

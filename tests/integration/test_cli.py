@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from inril_ray.cli import main, parser
+from inril_ray.tracking.jsonl import read_metrics
 
 pytestmark = pytest.mark.sim
 
@@ -115,6 +116,19 @@ def test_mistakes_get_one_clear_sentence(
     error = capsys.readouterr().err
     assert fill(message) in error
     assert "Traceback" not in error
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(
+    tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here it is the record of metrics that cannot grow; for checkpoints see `inril chaos`."""
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    command = ("train", "--config", tiny_file, "--local", "--out", tmp_path)
+    assert inril(*command) == 1
+    assert capsys.readouterr().err == "inril: No space left on device. Make room; the same command goes on.\n"
+    (tmp_path / "metrics.jsonl").unlink()
+    assert inril(*command) == 0
+    assert [r["iteration"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3, 4, 4]
 
 
 def test_help_is_fast_and_loads_nothing_heavy() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inril_ray import checkpoint
+from inril_ray import checkpoint, session
 from inril_ray.backend import LocalBackend
 from inril_ray.experiment import load_config
 from inril_ray.run import run
@@ -104,6 +104,32 @@ def test_a_roll_back_that_is_interrupted_goes_on_the_same(tmp_path: Path) -> Non
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
     assert differences(state(tmp_path / "parts", 6), state(tmp_path / "whole", 6)) == []
     assert audit(tmp_path / "parts") == audit(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("where", ["drop_after", "save"])
+def test_a_roll_back_that_is_cut_short_is_on_record_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    """Struck before the state that it leads to is saved, and after."""
+    config = config_with(action="rollback")
+    run(config, tmp_path / "whole", Scripted)
+
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if where == "drop_after":
+            patch.setattr(session, "drop_after", cut)
+        else:
+            save = session.Session.save
+            patch.setattr(session.Session, "save", lambda s: cut() if s.guard.rollbacks else save(s))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "parts", Scripted)
+    run(config, tmp_path / "parts", Scripted, resume=True)
+    assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
+    assert audit(tmp_path / "parts") == audit(tmp_path / "whole")
+    discarded = [(tmp_path / name / "discarded.jsonl").read_text().splitlines() for name in ("parts", "whole")]
+    assert [len(lines) for lines in discarded] == [len(discarded[1])] * 2
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,7 @@ def test_the_fingerprint_does_not_depend_on_order():
         ({**LIFT, "actor": {"hidden": 1}}, r"'actor\.hidden'.*hidden_dim"),
         ({**LIFT, "nope": 1}, "Unknown configuration key 'nope'"),
         ({**LIFT, "seed": -1}, "seed = -1"),
+        ({**LIFT, "seed": 2**32}, "seed = 4294967296"),
     ],
 )
 def test_what_load_config_refuses(values, message):
@@ -211,6 +212,17 @@ def test_what_load_config_refuses(values, message):
 
 
 # -- files and names --------------------------------------------------------------------------------------------------
+def test_a_password_stays_out_of_what_is_printed_and_saved():
+    secret = "https://me:hunter2@tracking.example"
+    with pytest.raises(InrilError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": secret}}])
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(InrilError, match="no address"):
+        load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": "http://[1"}}])
+    for uri in ("https://tracking.example:5000/x", "sqlite:////tmp/a.db", "databricks", "file:///tmp/mlruns"):
+        assert load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": uri}}]).tracking.mlflow_uri == uri
+
+
 def test_read_yaml(tmp_path: Path):
     good = tmp_path / "good.yaml"
     good.write_text("a: {b: 1}\n")

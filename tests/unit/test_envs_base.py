@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -195,6 +198,56 @@ def test_nan_guard_takes_back_success_and_termination(monkeypatch: pytest.Monkey
     assert not outcome.success[0]
     assert not outcome.terminated[0]
     assert outcome.stage[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("obs", np.zeros((2, 4), np.float32)),
+        ("obs", np.zeros((2, 3), complex)),
+        ("obs", [[0.0] * 3] * 2),
+        ("reward", np.zeros((2, 1), np.float32)),
+        ("reward", np.array([None, 0.0])),
+        ("reward", np.float32(0.0)),
+        ("terminated", np.zeros(2, np.int64)),
+        ("success", np.zeros(2, np.float32)),
+        ("stage", np.zeros(2, np.float32)),
+        ("stage", np.zeros(1, np.int64)),
+    ],
+)
+def test_what_a_simulator_must_not_return_is_named(monkeypatch: pytest.MonkeyPatch, field: str, wrong: Any) -> None:
+    """NumPy would broadcast a column of rewards to a matrix, and take the inverse of 0 for true."""
+    env = FakeEnv(2)
+    env.reset()
+    original = env.advance
+    monkeypatch.setattr(env, "advance", lambda *a: dataclasses.replace(original(*a), **{field: wrong}))
+    with pytest.raises(InrilError, match=rf"FakeEnv.advance returned {field} as .*is needed"):
+        env.step(still(env))
+
+
+def test_an_episode_that_does_not_begin_with_numbers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    env, healthy = FakeEnv(3), FakeEnv(3)
+    original, bad = env._begin_episodes, {(1, 0), (1, 1)}
+
+    def begin(mask: np.ndarray) -> np.ndarray:
+        obs = original(mask)
+        for i, episode in bad:
+            if env.episode[i] == episode:
+                obs[i, 0] = np.nan
+        return obs
+
+    monkeypatch.setattr(env, "_begin_episodes", begin)
+    obs, _ = env.reset()
+    expected, _ = healthy.reset()
+    np.testing.assert_array_equal(obs[[0, 2]], expected[[0, 2]])
+    assert np.isfinite(obs).all()
+    assert env.episode.tolist() == [0, 2, 0]
+    bad |= {(1, 3), (1, 4), (1, 5)}
+    with pytest.raises(InrilError, match=r"FakeEnv: the first observations of 3 episodes .*environments \[1\]"):
+        env.reset()
+    monkeypatch.setattr(env, "_begin_episodes", lambda mask: np.zeros((3, 2)))
+    with pytest.raises(InrilError, match=r"_begin_episodes returned observations as float64 \[3, 2\]"):
+        env.reset()
 
 
 def test_actions_that_are_not_numbers_do_not_reach_the_simulator() -> None:

@@ -58,6 +58,8 @@ ENDS = "episode_ends"
 NAMES = ("task", "furniture")
 MAY_BE_ZERO = ("reward", "success")
 """Arrays of which zarr 3 leaves out chunks that hold nothing but zeros."""
+BLOSC_HEADER = 16
+"""Bytes; the last four are the length of the whole chunk."""
 CHUNK_STEPS = 1000
 
 
@@ -180,7 +182,29 @@ def _array(path: Path, group: Any, name: str, length: int | None = None) -> Any:
     lacking = array.nchunks - array.nchunks_initialized
     if lacking and not (group.metadata.zarr_format == 3 and name in MAY_BE_ZERO):
         raise DemoError(path, f"lacks {lacking} of {array.nchunks} chunks: the copy is not complete.", field=name)
+    _chunks_are_whole(path, name)
     return array
+
+
+def _chunks_are_whole(path: Path, name: str) -> None:
+    """Hold the length of every Blosc chunk against its header: the decoder reads beyond the end of one that was cut.
+
+    Raises:
+        DemoError: a chunk has another length.
+    """
+    folder = path / name
+    if (folder / ".zarray").is_file():
+        codecs, chunks = [json.loads((folder / ".zarray").read_text())["compressor"] or {}], folder
+    else:
+        codecs, chunks = json.loads((folder / "zarr.json").read_text())["codecs"], folder / "c"
+    if not any("blosc" in (codec.get("id"), codec.get("name")) for codec in codecs):
+        return
+    for chunk in chunks.rglob("*"):
+        if chunk.is_file() and not chunk.name.startswith("."):
+            with chunk.open("rb") as file:
+                told, found = int.from_bytes(file.read(BLOSC_HEADER)[-4:], "little"), chunk.stat().st_size
+            if found < BLOSC_HEADER or told != found:
+                raise DemoError(path, f"chunk {chunk.name} has {found} bytes: damaged or truncated.", field=name)
 
 
 def _values(array: Any, steps: Any = ...) -> np.ndarray:
