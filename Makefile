@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo demos test test-drills fuzz test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
-	bench-gpu bench-rllib bench-sweeps bench-rllib-learning clean
+	bench-gpu bench-rllib bench-sweeps bench-rllib-learning bench-soak audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -49,7 +49,10 @@ fuzz: $(READY)  ## over 10,000 generated configurations, command lines, sweeps, 
 test-fast: $(READY)  ## run the tests that need neither Ray nor a simulator
 	$(BIN)/pytest -q -m "not ray and not sim and not slow"
 
-check: format-check lint types arch test  ## what CI runs
+check: format-check lint types arch audit test  ## what CI runs
+
+audit: $(READY)  ## look the pinned packages up in PyPI's list of known vulnerabilities
+	@VENV=$(VENV) .ci/audit
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix-only --quiet .
@@ -114,6 +117,9 @@ bench-rllib: $(READY)  ## RLlib's PPO against ours, and the plug-in inside RLlib
 
 bench-rllib-learning: $(READY)  ## PPO and SAC of RLlib on InvertedPendulum with and without imitation, 18 minutes
 	$(BIN)/python -m benchmarks.rllib_learning
+
+bench-soak: $(READY)  ## a run of two hours on Ray: growth of memory, handles, threads and disk
+	$(BIN)/python -m benchmarks.soak
 
 clean:  ## remove what was built; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache

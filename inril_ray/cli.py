@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,8 @@ from inril_ray import __version__
 from inril_ray.threads import limit_native_threads
 from inril_ray.types import InrilError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a disk that takes nothing more."""
 EPILOG = """examples:
   inril train --config demo                       the run of `make demo`
   inril train --task robomimic/lift --algorithm dppo --set interleave.every=10 --set separation=upgrad
@@ -44,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"inril: {error.strerror}{where}. Make room; the same command goes on.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         again = {"_train": "inril train --resume RUN_DIRECTORY"}.get(arguments.command.__name__, "the same command")
         print(f"inril: interrupted; go on with: {again}", file=sys.stderr)
@@ -153,8 +162,8 @@ def parser() -> argparse.ArgumentParser:
     download.set_defaults(command=_demos_download)
 
     chaos = commands.add_parser("chaos", help="kill parts of a tiny run at random moments, and tell what was lost")
-    chaos.add_argument("--faults", nargs="+", metavar="FAULT", help="for example worker learner driver (default: all)")
-    chaos.add_argument("--repetitions", type=int, default=3, help="of each (default: 3)")
+    chaos.add_argument("--faults", nargs="+", metavar="FAULT", help="such as worker learner 'full disk' (default: all)")
+    chaos.add_argument("--repetitions", type=int, default=1, help="of each (default: 1)")
     chaos.add_argument("--task", default="robomimic/lift")
     chaos.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     chaos.add_argument("--out", type=Path, help="new directory (default: runs/chaos-TIME)")

@@ -50,8 +50,13 @@ def connect(config: ExperimentConfig) -> None:
         )
 
 
-def start_ray(num_cpus: int) -> None:
-    """Join the cluster that this process belongs to, or start a local one with at least so many logical CPUs."""
+def start_ray(num_cpus: int, **options: Any) -> None:
+    """Join the cluster that this process belongs to, or start a local one.
+
+    Args:
+        num_cpus: logical CPUs that a local one has at least.
+        options: further ones of ``ray.init`` for a local one.
+    """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray 2.60 warns that this will become its default: leave the GPU variables of CPU-only actors alone.
@@ -69,6 +74,7 @@ def start_ray(num_cpus: int) -> None:
                 logging_level=logging.WARNING,
                 log_to_driver=True,
                 include_dashboard=False,
+                **options,
             )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from inril_ray import chaos, checkpoint
 from inril_ray.backend import LocalBackend
+from inril_ray.chaos import processes, result
 from inril_ray.cli import main
 from inril_ray.experiment import load_config
 from inril_ray.run import run
@@ -27,38 +31,38 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def report(**values: Any) -> chaos.Report:
+def drill(**values: Any) -> result.Drill:
     good = {"restarts": 1, "replaced": 0, "repeated": 0, "equal": True, "left_behind": [], "message": ""}
-    return chaos.Report(**{"fault": "driver", "seed": 0, "struck": True, **good, **values})
+    return result.Drill(**{"fault": "driver", "seed": 0, "struck": True, **good, **values})
 
 
 def test_a_difference_is_a_difference(tmp_path: Path, whole: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(whole, other)
-    assert chaos._same(other, whole, 6)
+    assert result.same(other, whole, 6)
     records = (other / "metrics.jsonl").read_text().splitlines()
     (other / "metrics.jsonl").write_text("\n".join(records[:-1]))
-    assert not chaos._same(other, whole, 6), "a metric is missing"
+    assert not result.same(other, whole, 6), "a metric is missing"
     shutil.copy(whole / "metrics.jsonl", other)
     tree = checkpoint.read(other / "checkpoints" / "iteration_000006")
     weights = tree["backend"]["learner"]["modules"]["policy"]
     name = max(weights, key=lambda n: weights[n].size)
     weights[name].ravel()[0] += 1e-7
     checkpoint.write(other / "checkpoints", 6, tree, keep=2)
-    assert not chaos._same(other, whole, 6), "one weight differs"
+    assert not result.same(other, whole, 6), "one weight differs"
     shutil.rmtree(other / "checkpoints" / "iteration_000006")
-    assert not chaos._same(other, whole, 6), "there is no checkpoint"
+    assert not result.same(other, whole, 6), "there is no checkpoint"
 
 
 def test_what_is_left_behind_is_told(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / ".iteration_000003.partial").mkdir()
-    assert chaos._left(tmp_path) == ["checkpoints/.iteration_000003.partial"]
-    bad = report(left_behind=["process 7"])
-    assert not bad.passed and "LEFT BEHIND: process 7" in chaos.line(bad)
-    assert "DIFFERENT" in chaos.line(report(equal=False)) and chaos.line(report(equal=False)).startswith("FAILED")
-    assert chaos.line(report()).startswith("passed")
-    assert "nothing happened" in chaos.line(report(struck=False))
+    assert result.temporary_files(tmp_path) == ["checkpoints/.iteration_000003.partial"]
+    bad = drill(left_behind=["process 7"])
+    assert not bad.passed and "LEFT BEHIND: process 7" in result.line(bad)
+    assert "DIFFERENT" in result.line(drill(equal=False)) and result.line(drill(equal=False)).startswith("FAILED")
+    assert result.line(drill()).startswith("passed")
+    assert "nothing happened" in result.line(drill(struck=False))
 
 
 def test_a_run_that_is_interrupted_in_its_last_evaluation_has_one_end(tmp_path: Path, whole: Path) -> None:
@@ -69,7 +73,22 @@ def test_a_run_that_is_interrupted_in_its_last_evaluation_has_one_end(tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         run(CONFIG, tmp_path, Interrupted, say=lambda _: None)
     run(CONFIG, tmp_path, LocalBackend, resume=True, say=lambda _: None)
-    assert chaos._same(tmp_path, whole, 6)
+    assert result.same(tmp_path, whole, 6)
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(600)
+def test_a_full_disk_ends_the_run_with_a_sentence_and_it_goes_on_exactly(tmp_path: Path, whole: Path) -> None:
+    drilled = processes.drill("full disk", 0, CONFIG, tmp_path / "run", whole, random.Random(0))
+    assert drilled.passed and drilled.struck and drilled.restarts == 1
+    assert drilled.message.startswith("Cannot write checkpoint") and "File too large" in drilled.message
+
+
+def test_processes_that_stay_are_told() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert result.orphans({process.pid}, within_s=0.1) == [f"process {process.pid}"]
+        process.communicate(b"\n")
+    assert result.orphans({process.pid}, within_s=0.1) == []
 
 
 def test_what_can_not_be_done_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""Faults of the actors of a run on Ray, struck from a thread of the driver's process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from inril_ray.chaos.result import ATTEMPTS, Drill, orphans, same, temporary_files
+from inril_ray.distributed.driver import RayBackend
+from inril_ray.experiment import ExperimentConfig
+from inril_ray.run import run
+from inril_ray.run_dir import has_checkpoint
+from inril_ray.tracking.jsonl import read_metrics
+from inril_ray.types import InrilError
+
+KILL = ((0.0, signal.SIGKILL),)
+FAULTS: dict[str, tuple[Callable[[RayBackend], list[Any]], Sequence[tuple[float, signal.Signals]]]] = {
+    "worker": (lambda backend: backend.workers[:1], KILL),
+    "all workers": (lambda backend: backend.workers, KILL),
+    "hanging worker": (lambda backend: backend.workers[-1:], [(0.0, signal.SIGSTOP)]),
+    "slow worker": (lambda backend: backend.workers[-1:], [(0.0, signal.SIGSTOP), (3.0, signal.SIGCONT)]),
+    "learner": (lambda backend: [backend.learner], KILL),
+}
+"""Which actors get which signals, and the seconds before each."""
+
+
+class Striker(threading.Thread):
+    """Sends signals to processes at a moment that they know nothing of.
+
+    Args:
+        pids: of the processes.
+        signals: seconds to wait, and the signal to send then.
+        delay_s: after the start of the thread.
+    """
+
+    def __init__(self, pids: Sequence[int], signals: Sequence[tuple[float, signal.Signals]], delay_s: float) -> None:
+        super().__init__(daemon=True)
+        self._pids, self._signals, self._delay_s = pids, signals, delay_s
+        self.struck = False
+
+    def run(self) -> None:
+        """Wait, then strike."""
+        time.sleep(self._delay_s)
+        for wait_s, number in self._signals:
+            time.sleep(wait_s)
+            for pid in self._pids:
+                with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                    os.kill(pid, number)
+                    self.struck = True
+
+
+def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Path, rng: random.Random) -> Drill:
+    """Run with a fault, go on if that ended the run, and compare."""
+    chosen, signals = FAULTS[fault]
+    strikers: list[Striker] = []
+    iterations: list[int] = []
+    moment = rng.randrange(config.num_iterations)
+    pids: set[int] = set()
+
+    class Struck(RayBackend):
+        def iterate(self) -> dict[str, float]:
+            if not strikers and len(iterations) == moment:
+                pids.update(ray.get([actor.ready.remote() for actor in (self.learner, *self.workers)]))
+                targets = ray.get([actor.ready.remote() for actor in chosen(self)])
+                strikers.append(Striker(targets, signals, rng.uniform(0.0, 0.3)))
+                strikers[0].start()
+            metrics = super().iterate()
+            iterations.append(int(metrics["iteration"]))
+            return metrics
+
+    message, restarts = "", 0
+    for attempt in range(ATTEMPTS):
+        try:
+            run(config, path, Struck, resume=has_checkpoint(path), say=lambda _: None)
+            break
+        except InrilError as error:
+            message, restarts = str(error), attempt + 1
+    for striker in strikers:
+        striker.join()
+    records = read_metrics(path)
+    return Drill(
+        fault=fault,
+        seed=seed,
+        struck=bool(strikers and strikers[0].struck),
+        restarts=restarts,
+        replaced=int(max((r.get("worker_restarts", 0.0) for r in records), default=0.0)),
+        repeated=len(iterations) - len(set(iterations)),
+        equal=same(path, whole, config.num_iterations),
+        left_behind=[*orphans(pids), *temporary_files(path)],
+        message=message,
+    )

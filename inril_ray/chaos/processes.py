@@ -1,0 +1,239 @@
+"""Faults of a whole run in a process of its own: it is killed, or what it stands on fails.
+
+``python -m inril_ray.chaos CONFIG RUN ray|local [FAULT SEED]`` is that process; with a fault it brings it on itself. It
+goes on with a run that it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+from ray.exceptions import ObjectStoreFullError
+
+from inril_ray import checkpoint
+from inril_ray.backend import Backend, LocalBackend
+from inril_ray.chaos.result import ATTEMPTS, Drill, orphans, same, temporary_files
+from inril_ray.distributed.driver import RayBackend, start_ray
+from inril_ray.experiment import ExperimentConfig, load_config, resolved
+from inril_ray.run import run
+from inril_ray.run_dir import has_checkpoint, write_json
+from inril_ray.tracking.jsonl import read_metrics
+from inril_ray.types import InrilError
+
+STORE_BYTES, CHUNK_BYTES = 80_000_000, 8_000_000
+"""Of the object store that is filled, about the least that Ray makes, and of what it is filled with."""
+CROWDED_S = 8.0
+ENDS_WITHIN_S = 300.0
+STRUCK, ENDED = "struck", "ended: "
+"""What the process prints when its fault has happened, and before the message that it ends with."""
+PLAIN = {"max_direct_call_object_size": 0}
+"""Configuration of Ray: nothing is small enough to travel with a message, so everything passes through the store."""
+
+
+# -- the process ------------------------------------------------------------------------------------------------------
+def _full_disk(path: Path, moment: int, rng: random.Random) -> type[Backend]:
+    class FullDisk(LocalBackend):
+        """No file may grow any longer, to a random point in the next checkpoint."""
+
+        def iterate(self) -> dict[str, float]:
+            if self.learner.version == moment:
+                size = (checkpoint.newest(path / "checkpoints") / "tensors.safetensors").stat().st_size
+                resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(size), resource.RLIM_INFINITY))
+                print(STRUCK, flush=True)
+            return super().iterate()
+
+    return FullDisk
+
+
+def _full_store(moment: int, *, spilling: bool) -> type[Backend]:
+    start_ray(
+        3, object_store_memory=STORE_BYTES, _system_config={**PLAIN, "automatic_object_spilling_enabled": spilling}
+    )
+
+    class Crowded(RayBackend):
+        """Somebody else fills the store to the brim (three times over where it spills), and leaves after a while."""
+
+        def iterate(self) -> dict[str, float]:
+            if self._refs.version == moment:
+                held: list[Any] = []
+                with contextlib.suppress(ObjectStoreFullError):
+                    while len(held) < 3 * STORE_BYTES // CHUNK_BYTES:
+                        held += [ray.put(np.zeros(CHUNK_BYTES, np.uint8))]
+                print(STRUCK, flush=True)
+                threading.Timer(CROWDED_S, held.clear).start()
+            return super().iterate()
+
+    return Crowded
+
+
+def _leaving_node(moment: int, rng: random.Random) -> type[Backend]:
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": PLAIN}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(3):
+        cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address)
+
+    class Leaving(RayBackend):
+        """A node with a worker, the learner, or nothing, is killed."""
+
+        def iterate(self) -> dict[str, float]:
+            if self._refs.version == moment:
+                threading.Timer(rng.uniform(0.0, 0.3), self._remove).start()
+            return super().iterate()
+
+        def _remove(self) -> None:
+            cluster.remove_node(rng.choice(sorted(cluster.worker_nodes, key=lambda node: node.node_id)), False)
+            print(STRUCK, flush=True)
+
+    return Leaving
+
+
+INSIDE: dict[str, Callable[[Path, int, random.Random], type[Backend]]] = {
+    "full disk": _full_disk,
+    "full object store": lambda _path, moment, _rng: _full_store(moment, spilling=True),
+    "full object store without spilling": lambda _path, moment, _rng: _full_store(moment, spilling=False),
+    "node": lambda _path, moment, rng: _leaving_node(moment, rng),
+}
+"""Faults that the process brings on itself, before the iteration of a moment."""
+
+
+def main() -> None:
+    """Run, or go on; end with one message where that is not possible."""
+    plan, path, where, *fault = sys.argv[1:]
+    config, out = load_config([json.loads(Path(plan).read_text())]), Path(path)
+    backend: Any = {"ray": RayBackend, "local": LocalBackend}[where]
+    if fault:
+        rng = random.Random(int(fault[1]))
+        backend = INSIDE[fault[0]](out, rng.randrange(config.num_iterations), rng)
+    try:
+        run(config, out, backend, resume=has_checkpoint(out))
+    except InrilError as error:
+        print(f"{ENDED}{error}", flush=True)
+        raise SystemExit(1) from None
+
+
+# -- the drill --------------------------------------------------------------------------------------------------------
+def _damage(newest: Path, rng: random.Random) -> None:
+    victim = rng.choice(sorted(newest.iterdir()))
+    content = bytearray(victim.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    victim.write_bytes(content)
+
+
+def _remove(newest: Path, rng: random.Random) -> None:
+    rng.choice(sorted(newest.iterdir())).unlink()
+
+
+def _foreign(newest: Path, _rng: random.Random) -> None:
+    manifest = json.loads((newest / "manifest.json").read_text())
+    (newest / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+
+
+DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
+    "damaged checkpoint": _damage,
+    "missing file": _remove,
+    "foreign checkpoint": _foreign,
+}
+"""What befalls the newest checkpoint of a run that was killed."""
+KILLED = ("driver", "cluster")
+"""``cluster``: every process but the driver's, which must end by itself."""
+FAULTS = (*KILLED, *INSIDE, *DAMAGES)
+ON_RAY = ("driver", "cluster", "node", "full object store", "full object store without spilling")
+
+
+def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Path, rng: random.Random) -> Drill:
+    """Start the process, let the fault happen, start it again until it ends well, and compare."""
+    path.mkdir(parents=True)
+    plan, log = path.with_suffix(".json"), path.with_suffix(".log")
+    write_json(plan, resolved(config))
+    where = "ray" if fault in ON_RAY else "local"
+    command = [sys.executable, "-m", "inril_ray.chaos", str(plan), str(path), where]
+    inside = [fault, str(rng.randrange(2**32))] if fault in INSIDE else []
+    pids: set[int] = set()
+    notes: list[str] = []
+    moment = max(rng.randrange(config.num_iterations), 1 if fault in DAMAGES else 0)  # one must be left
+    with tempfile.TemporaryDirectory(prefix="inril", dir="/tmp") as home, log.open("w") as file:
+        alone = {"RAY_TMPDIR": home, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        environment = {**os.environ, **alone} if fault == "node" else None  # sockets want a short path
+        process = subprocess.Popen([*command, *inside], stdout=file, stderr=file, env=environment)
+        if fault not in INSIDE:
+            _follow(process, pids, lambda: max(checkpoint.complete(path / "checkpoints"), default=-1) >= moment)
+            time.sleep(rng.uniform(0.0, 0.3))
+            struck = process.poll() is None
+            _kill(pids if fault == "cluster" else {process.pid})
+        if not _follow(process, pids, lambda: False):
+            notes.append("a driver that did not end")
+            _kill({process.pid, *pids})
+        status = process.wait()
+    if fault in INSIDE:
+        struck = STRUCK in log.read_text().splitlines()
+    found = checkpoint.complete(path / "checkpoints")
+    if fault in DAMAGES:
+        struck = len(found) > 1
+        if struck:
+            DAMAGES[fault](checkpoint.newest(path / "checkpoints"), rng)
+    made = [int(r["iteration"]) for r in read_metrics(path)]
+    notes += orphans(pids)
+    message, restarts = (_said(log, ENDED) if fault in INSIDE or fault == "cluster" else ""), 0
+    while status and restarts < ATTEMPTS:
+        restarts += 1
+        with log.open("w") as file:
+            status = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+        message = _said(log, "Passed over: ") if fault in DAMAGES else message
+    return Drill(
+        fault=fault,
+        seed=seed,
+        struck=struck,
+        restarts=restarts,
+        replaced=int(max((r.get("worker_restarts", 0.0) for r in read_metrics(path)), default=0.0)),
+        repeated=int(max(0, max(made, default=0) - max(found, default=0))),
+        equal=same(path, whole, config.num_iterations),
+        left_behind=[*notes, *temporary_files(path)],
+        message=message,
+    )
+
+
+def _follow(process: subprocess.Popen[Any], pids: set[int], until: Callable[[], bool]) -> bool:
+    """Note a process's descendants until something is so or it ends; return False where neither comes in time."""
+    deadline = time.monotonic() + ENDS_WITHIN_S
+    while process.poll() is None and not until():
+        if time.monotonic() > deadline:
+            return False
+        try:
+            pids |= {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.05)
+    return True
+
+
+def _kill(pids: set[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _said(log: Path, start: str) -> str:
+    """Return the last line of what a process said that begins so, without its beginning."""
+    lines = [text for text in log.read_text(errors="replace").splitlines() if text.startswith(start)]
+    return lines[-1].removeprefix(start) if lines else ""
