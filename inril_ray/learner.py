@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from inril_ray.algorithms.base import Algorithm, Experience, Losses
 from inril_ray.checkpoint import load_module, load_optimizer
 from inril_ray.demos.store import DemoStore
-from inril_ray.gradient_separation.base import Separation, SeparationReport, gramian_of
+from inril_ray.diagnostics import (
+    PROBE_SIZE,
+    Probe,
+    base_plans,
+    gradient_pair,
+    rollout_metrics,
+    separation_metrics,
+    step_harm,
+)
+from inril_ray.gradient_separation.base import Separation
 from inril_ray.gradient_separation.naive import Naive
 from inril_ray.gradient_separation.relation import GradientRelation
 from inril_ray.interleave import InterleaveConfig
@@ -25,12 +34,7 @@ from inril_ray.policies.base import Policy
 from inril_ray.policies.residual import ResidualPolicy
 from inril_ray.pretrain import epoch_batches, imitation_inputs
 from inril_ray.schedules.base import Schedule
-from inril_ray.types import DemoBatch, FloatArray, InrilError, Rollout
-
-PROBE_SIZE = 4096
-"""Observations on which the change of a base is measured."""
-PROBE_DECISIONS = 256
-"""Decisions from which the divergence from the cloned policy is estimated."""
+from inril_ray.types import DemoBatch, InrilError, Rollout
 
 
 class Learner:
@@ -89,7 +93,7 @@ class Learner:
         """Multiplies the policy's learning rates."""
         self.theory = InterleavingTheory(config.adaptive.ema, c_il=config.adaptive.c_il)
         self._measures_base = measure_base
-        self._probe = self._fixed_probe()
+        self._probe = Probe(demos, device)
         self._cloned: Policy | None = None
 
     @property
@@ -129,7 +133,7 @@ class Learner:
         """
         iteration = self.schedule.next(self.counters["iteration"])
         merged = iteration.il and iteration.rl and self.config.phase == "merged"
-        metrics = _rollout_metrics(rollout, self.version, self.policy)
+        metrics = rollout_metrics(rollout, self.version, self.policy)
         if self.algorithm.config.compat_timeouts_terminal:
             ended = rollout.terminated | rollout.truncated
             rollout = dataclasses.replace(rollout, terminated=ended, truncated=np.zeros_like(ended))
@@ -137,7 +141,7 @@ class Learner:
         metrics |= batch.stats
 
         start = time.perf_counter()
-        before = self._probe_losses() if merged else {}
+        before = self._probe.losses(self.policy) if merged else {}
         spent = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -151,7 +155,7 @@ class Learner:
 
         start = time.perf_counter()
         if not merged:
-            before = self._probe_losses()
+            before = self._probe.losses(self.policy)
         if iteration.il:
             metrics |= {f"{name}_before": value for name, value in before.items()}
         else:
@@ -164,10 +168,11 @@ class Learner:
         if iteration.il and not merged:
             metrics |= self._imitate(batch, relation, reinforced=iteration.rl)
         if iteration.il:
-            metrics |= self._probe_losses()
+            metrics |= self._probe.losses(self.policy)
         metrics["il_s"] = time.perf_counter() - start
         if self._measures_base:
-            metrics["kl_base"] = self._base_divergence()
+            assert self._cloned is not None
+            metrics["kl_base"] = self._probe.divergence(self.policy, self._cloned)
 
         self.counters["iteration"] += 1
         self.counters["env_steps"] += rollout.env_steps
@@ -213,7 +218,7 @@ class Learner:
                 if train_actor and merged is not None:
                     il_loss = self._il_loss(self._il_batch(), self.generator)
                     if reports < self.config.relation_pairs:
-                        merged.add(*self._gradients(losses.policy, il_loss)[1:])
+                        merged.add(*gradient_pair(losses.policy, il_loss, self.parameters)[1:])
                     report = self.separation.backward(losses.policy, il_loss, self.parameters)
                     means.add({"il_loss": il_loss, **separation_metrics(report)})
                     reports, dropped = reports + 1, dropped + bool(report.dropped)
@@ -311,7 +316,7 @@ class Learner:
             il_loss = self._il_loss(demos, self.generator)
             measured = i < self.config.relation_pairs
             if measured:
-                shared, *pair = self._gradients(rl_loss, il_loss)
+                shared, *pair = gradient_pair(rl_loss, il_loss, self.parameters)
                 relation.add(*pair)
                 old = [p.detach().clone() for p in shared]
             report = separation.backward(rl_loss, il_loss, self.parameters)
@@ -336,7 +341,8 @@ class Learner:
         means, skipped = MeanMetrics(), 0
         naive = isinstance(self.separation, Naive)
         stepped = [(self.il_optimizer, self.il_parameters)] + [(self.actor_optimizer, self.parameters)] * naive
-        plans = self._probe_plans(batch)
+        generator = torch.Generator().manual_seed(self.version)
+        plans = base_plans(self.policy, batch.sample(generator, PROBE_SIZE).obs.cpu().numpy(), self.version)
         before = plans()
         for demos in self._il_batches(batch):
             inputs = imitation_inputs(demos, self.generator, self.device)
@@ -357,16 +363,6 @@ class Learner:
                 skipped += 1
         change = float(np.abs(plans() - before).mean())
         return means.means() | {"dropped_objectives": float(skipped), "base_change": change}
-
-    def _probe_plans(self, batch: Experience) -> Callable[[], FloatArray]:
-        """Return what tells the base's executed actions on observations of the rollout, always with the same noise."""
-        assert isinstance(self.policy, ResidualPolicy)
-        base, generator = self.policy.base, torch.Generator().manual_seed(self.version)
-        obs = batch.sample(generator, PROBE_SIZE).obs[:, : -self.policy.noise_shape[-1]].cpu().numpy()
-        noise = torch.randn(len(obs), *base.noise_shape, generator=generator).numpy()
-        former = np.zeros((len(obs), *self.policy.plan_shapes["chunk_shape"]), np.float32)
-        plan = self.policy.plan
-        return lambda: plan(obs, noise, former, np.zeros(len(obs), bool))[:, : base.action_horizon]
 
     def _il_batches(self, batch: Experience) -> Any:
         if self.config.il_steps == "epoch":
@@ -400,14 +396,6 @@ class Learner:
         inputs = imitation_inputs(demos, generator, self.device)
         return self.policy.il_loss(*inputs, self.config.il_timesteps)
 
-    def _gradients(self, rl_loss: Tensor, il_loss: Tensor) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
-        """Return the parameters that both losses reach and both gradients over them, keeping the graphs."""
-        rl = torch.autograd.grad(rl_loss, self.parameters, retain_graph=True, allow_unused=True)
-        il = torch.autograd.grad(il_loss, self.parameters, retain_graph=True, allow_unused=True)
-        rows = zip(self.parameters, rl, il, strict=True)
-        shared = [(p, g, h) for p, g, h in rows if g is not None and h is not None]
-        return [p for p, _, _ in shared], [g for _, g, _ in shared], [h for _, _, h in shared]
-
     # -- diagnostics --------------------------------------------------------------------------------------------------
     def _measure_relation(self, batch: Experience, relation: GradientRelation) -> dict[str, float]:
         """Take in pairs of gradients; return what is measured beside the relation."""
@@ -421,7 +409,7 @@ class Learner:
             minibatch = batch.sample(generator, self.config.relation_batch_size)
             rl_loss = self.algorithm.loss(self.policy, minibatch).policy
             demos = self.demos.sample(rng, self.config.il_batch_size)
-            _, rl, il = self._gradients(rl_loss, self._il_loss(demos, generator))
+            _, rl, il = gradient_pair(rl_loss, self._il_loss(demos, generator), self.parameters)
             relation.add(rl, il)
             advantage_loss = self.algorithm.advantage_loss(self.policy, minibatch)
             if advantage_loss is not None:
@@ -432,30 +420,6 @@ class Learner:
     @torch.no_grad()
     def _surrogate(self, minibatch: Any) -> float:
         return float(self.algorithm.loss(self.policy, minibatch).policy)
-
-    def _fixed_probe(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return imitation_inputs(self.demos.probe(), torch.Generator().manual_seed(0), self.device)
-
-    @torch.no_grad()
-    def _probe_losses(self) -> dict[str, float]:
-        return {
-            "il_probe_loss": float(self.policy.il_loss(*self._probe, "finetuned")),
-            "il_probe_loss_all": float(self.policy.il_loss(*self._probe, "all")),
-        }
-
-    @torch.no_grad()
-    def _base_divergence(self) -> float:
-        """Estimate the divergence from the cloned policy, each time from the same observations and noise."""
-        assert self._cloned is not None
-        obs = self._probe[0][:PROBE_DECISIONS]
-        noise = torch.randn(len(obs), *self.policy.noise_shape, generator=torch.Generator().manual_seed(0))
-        chain = self.policy.act(obs, noise.to(self.device), deterministic=False).chain
-        total = 0.0
-        for i in range(self.policy.num_scored_steps):
-            step = torch.full((len(obs),), i, device=self.device)
-            scored = (obs, chain[:, i], chain[:, i + 1], step)
-            total += float((self.policy.log_prob(*scored) - self._cloned.log_prob(*scored)).mean())
-        return total / self.policy.num_scored_steps
 
     def scale_steps(self, scale: float) -> None:
         """Multiply the policy's learning rates, of reinforcement and imitation, from now on."""
@@ -518,23 +482,6 @@ class Learner:
         self.algorithm.load_state_dict(state["algorithm"])
 
 
-def _rollout_metrics(rollout: Rollout, version: int, policy: Policy) -> dict[str, float]:
-    normalizer = policy.normalizer
-    low, high = normalizer.obs_low.cpu().numpy(), normalizer.obs_high.cpu().numpy()
-    seen = rollout.obs[..., : len(low)]  # a residual policy sees the base's action behind it
-    metrics = {
-        "policy_lag": float(version - rollout.policy_version),
-        "nan_resets": float(rollout.nan_resets),
-        "obs_out_of_range": float(((seen < low) | (seen > high)).mean()),
-        "train_episodes": float(len(rollout.episodes.success)),
-        **{f"{name}_s": seconds for name, seconds in rollout.timings_s.items()},
-    }
-    if len(rollout.episodes.success):
-        metrics["train_success_rate"] = float(rollout.episodes.success.mean())
-        metrics["train_return"] = float(rollout.episodes.returns.mean())
-    return metrics
-
-
 def _whole(parts: Sequence[tuple[Losses, float]]) -> Losses:
     """Return the losses of a minibatch from those of its parts and their shares."""
     if len(parts) == 1:
@@ -542,22 +489,3 @@ def _whole(parts: Sequence[tuple[Losses, float]]) -> Losses:
     stats = {name: sum(share * losses.stats[name] for losses, share in parts) for name in parts[0][0].stats}
     policy = sum(share * losses.policy.detach() for losses, share in parts)
     return Losses(policy=policy, stats=stats)  # type: ignore[arg-type]
-
-
-def separation_metrics(report: SeparationReport) -> dict[str, float]:
-    """Return what the log shall know of one separated step."""
-    inner = report.inner_after if not report.dropped else (0.0, 0.0)
-    return {
-        "separation_weight_rl": report.weights[0],
-        "separation_weight_il": report.weights[1],
-        "inner_after_rl": inner[0],
-        "inner_after_il": inner[1],
-    }
-
-
-def step_harm(change: list[Tensor], rl: list[Tensor], il: list[Tensor]) -> dict[str, float]:
-    """Tell whether a parameter change opposed a descent direction: Adam may, though its input does not."""
-    return {
-        "step_harm_rl": float(gramian_of(list(zip(change, rl, strict=True))).inner > 0),
-        "step_harm_il": float(gramian_of(list(zip(change, il, strict=True))).inner > 0),
-    }

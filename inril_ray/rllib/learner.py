@@ -18,11 +18,11 @@ from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 from torch import Tensor, nn
 
 from inril_ray.demos.store import DemoStore
+from inril_ray.diagnostics import separation_metrics, step_harm
 from inril_ray.gradient_separation.base import Separation, SeparationReport
 from inril_ray.gradient_separation.naive import Naive
 from inril_ray.gradient_separation.relation import GradientRelation
 from inril_ray.interleaving_theory import InterleavingTheory, IterationContext
-from inril_ray.learner import separation_metrics, step_harm
 from inril_ray.metrics import MeanMetrics, checked
 from inril_ray.pretrain import epoch_batches
 from inril_ray.rllib.imitation import ActorImitation
