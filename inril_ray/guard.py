@@ -19,6 +19,8 @@ from scipy import optimize, stats
 
 from inril_ray.config import config
 
+AUDIT_LOG = "guard.jsonl"
+"""Every decision of the guard in a run, in its directory."""
 SLACK = 0.5
 """Standard deviations above the limit that a cumulative sum lets pass: it is most sensitive to twice as much."""
 NOISE_FLOOR = 0.01

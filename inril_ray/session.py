@@ -19,7 +19,7 @@ from inril_ray.config import fingerprint
 from inril_ray.demos.store import DemoArrays
 from inril_ray.evaluate import episode_scores, evaluation_metrics
 from inril_ray.experiment import ExperimentConfig, resolved, task_spec
-from inril_ray.guard import CollapseGuard
+from inril_ray.guard import AUDIT_LOG, CollapseGuard
 from inril_ray.media import choose_episode, write_before_and_after
 from inril_ray.metrics import Tracker, checked
 from inril_ray.run_dir import provenance, read_pretrained, write_json
@@ -44,8 +44,8 @@ SAVED = (
 """What a checkpoint holds of a session, beside the backend and the guard."""
 BEST = "best"
 """Directory of the checkpoint that the guard goes back to."""
-AUDIT_LOG, DISCARDED = "guard.jsonl", "discarded.jsonl"
-"""Every decision of the guard; the metrics of iterations that were rolled back."""
+DISCARDED = "discarded.jsonl"
+"""The metrics of iterations that were rolled back."""
 
 
 class StopRequest:

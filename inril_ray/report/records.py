@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inril_ray.statistics import score_text
-from inril_ray.tracking.jsonl import FILE, read_metrics
+from inril_ray.tracking.jsonl import FILE, read_lines, read_metrics
 
 Points = list[tuple[float, float]]
 """(environment steps, value)."""
@@ -33,6 +33,14 @@ def read_records(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:
     except (OSError, ValueError) as error:
         return [], f"{FILE} is damaged: {error}."
     return records, None if records else f"{FILE} is missing or empty."
+
+
+def read_decisions(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of a guard's log that can be read."""
+    try:
+        return [entry for entry in read_lines(path) if isinstance(entry, dict)]
+    except (OSError, ValueError):
+        return []
 
 
 def at(tree: Any, *keys: str) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inril_ray.guard import AUDIT_LOG
 from inril_ray.metrics import METRICS
 from inril_ray.report.charts import Chart, Series, line_chart
 from inril_ray.report.page import Html, details, facts, join, number_table, page, section, tag, write_page
@@ -19,6 +20,7 @@ from inril_ray.report.records import (
     number,
     percent,
     points,
+    read_decisions,
     read_records,
     read_tree,
     result_text,
@@ -40,6 +42,8 @@ class RunRecord:
     config: dict[str, Any]
     summary: dict[str, Any]
     records: list[dict[str, Any]]
+    decisions: list[dict[str, Any]]
+    """Entries of the guard's log."""
     missing: list[str]
     """Sentences about what is not there."""
 
@@ -99,6 +103,7 @@ def write_run_report(run_dir: Path) -> Path:
         _headline(run),
         *(tag("p", sentence, class_="missing") for sentence in run.missing),
         _facts(run),
+        _notices(run),
         _pictures(run_dir / "media"),
         _results(run),
         _gradients(run),
@@ -124,7 +129,14 @@ def read_run(run_dir: Path) -> RunRecord:
         no_summary += " The run has not finished: there is no final evaluation, and costs are those recorded so far."
     missing = [sentence for sentence in (no_config, no_summary, no_records) if sentence]
     name = run_dir.resolve().name
-    return RunRecord(name=name, config=config, summary=summary, records=records, missing=missing)
+    return RunRecord(
+        name=name,
+        config=config,
+        summary=summary,
+        records=records,
+        decisions=read_decisions(run_dir / AUDIT_LOG),
+        missing=missing,
+    )
 
 
 def _headline(run: RunRecord) -> Html:
@@ -227,6 +239,19 @@ def _facts(run: RunRecord) -> Html:
         tag("div", facts(first), facts(second), class_="columns"),
         tag("p", caution if best else "", class_="note"),
     )
+
+
+def _notices(run: RunRecord) -> Html:
+    """Return what the checks found and what the guard decided; nothing where both were silent."""
+    health = run.summary.get("health")
+    found = [text for text in health if isinstance(text, str)] if isinstance(health, list) else []
+    rows = [(f"Iteration {_text(entry.get('iteration'))}", _text(entry.get("text"))) for entry in run.decisions]
+    if not found and not rows:
+        return Html("")
+    checks = tag("ul", *(tag("li", text) for text in found)) if found else ""
+    discarded = number(at(run.summary, "guard", "discarded_env_steps"))
+    lost = f"Roll-backs discarded {count(discarded)} environment steps." if discarded else ""
+    return section("Checks and collapse guard", checks, facts(rows) if rows else "", tag("p", lost) if lost else "")
 
 
 def _cloning(losses: Any) -> str | None:

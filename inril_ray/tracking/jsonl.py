@@ -30,7 +30,11 @@ class JsonlTracker:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the records of a run; a last line that a crash cut short is left out."""
-    path = run_dir / FILE
+    return read_lines(run_dir / FILE)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file, none if it is not there; a last line that a crash cut short is left out."""
     if not path.is_file():
         return []
     records = []

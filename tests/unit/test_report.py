@@ -19,7 +19,7 @@ from inril_ray.report.charts import (
     tick_text,
 )
 from inril_ray.report.page import Html, tag
-from inril_ray.report.records import interval, number, points
+from inril_ray.report.records import count, interval, number, points
 from inril_ray.report.run_report import imitation_steps
 from inril_ray.types import InrilError
 
@@ -248,6 +248,20 @@ def test_glossary_names_only_metrics_that_occur(tmp_path):
     page = read(write_run_report(write_run(tmp_path)))
     assert "conflict_rate" in page.flat
     assert "worker_restarts" not in page.flat
+
+
+def test_what_the_checks_found_and_the_guard_decided(tmp_path):
+    quiet = write_run_report(write_run(tmp_path / "quiet")).read_text()
+    assert "collapse guard" not in quiet
+    run = write_run(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    changes = {"health": ["Only 3 MiB of disk are free."], "guard": {"discarded_env_steps": 12000}}
+    (run / "summary.json").write_text(json.dumps({**summary, **changes}))
+    entries = [{"iteration": 2, "event": "collapse", "text": f"The policy has collapsed {HOSTILE}"}, 7, {"text": None}]
+    (run / "guard.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries) + '{"iteration"')
+    text = write_run_report(run).read_text()
+    assert "Only 3 MiB of disk" in text and "Iteration 2" in text and "The policy has collapsed" in text
+    assert f"{count(12000)} environment steps" in text and "<script>alert" not in text
 
 
 def test_overlapping_intervals_are_said_to_overlap(tmp_path):
