@@ -67,6 +67,21 @@ def write(root: Path, iteration: int, tree: dict[str, Any], keep: int) -> Path:
     return final
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that appears, or takes the place of another, only when it is complete.
+
+    Raises:
+        OSError: the disk refuses; nothing is left of the attempt.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def complete(root: Path) -> list[int]:
     """Return the iterations that have a checkpoint under ``root``, in order."""
     if not root.is_dir():

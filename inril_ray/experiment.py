@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from inril_ray.types import EnvSpec, EpisodeStats, InrilError, NormalizerStats
 
 BUNDLED_DEMOS = {"robomimic/lift": "lift_scripted.hdf5"}
 """Task to the data set that ships with the package."""
+
+SECRET = re.compile(r"[?&](user|password|passwd|pwd|token|secret|key|sslpassword)=", re.IGNORECASE)
+"""Credentials among the options of an address."""
 
 
 @config
@@ -167,15 +170,12 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
 
 
 def _check_secrets(config: ExperimentConfig) -> None:
-    """Refuse a password in a configuration, which is printed, saved and tracked; the message must not show it."""
-    try:
-        secret = urlsplit(config.tracking.mlflow_uri or "").password is not None
-    except ValueError:
-        raise InrilError(f"tracking.mlflow_uri = {config.tracking.mlflow_uri!r}: this is no address.") from None
-    if secret:
+    """Refuse credentials in a configuration, which is printed, saved and tracked; the message must not show them."""
+    uri = config.tracking.mlflow_uri or ""
+    if "://" in uri and not uri.startswith(("sqlite:", "file:")) and ("@" in uri or SECRET.search(uri)):
         raise InrilError(
-            "tracking.mlflow_uri holds a password, which would be printed and saved with the run. Leave it out and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment."
+            "tracking.mlflow_uri holds credentials, which would be printed and saved with the run. Leave them out and "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."
         )
 
 

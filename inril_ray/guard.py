@@ -169,6 +169,11 @@ class CollapseGuard:
         if config.kl_limit is not None:
             self._watches["kl_base"] = Watch(config.kl_limit, relative=False, **watch)
 
+    @property
+    def best_iteration(self) -> int | None:
+        """Iteration of the best evaluation, None before the first."""
+        return None if self._best is None else int(self._best["iteration"])
+
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """Take in an iteration; return early warnings, which ask for an evaluation. As many as planned ones at most."""
         found = []

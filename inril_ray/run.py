@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ def run(
     session = Session(config, run_dir, backend, active, say)
     try:
         with StopRequest() as stop:  # after Ray, which sets a handler of its own
+            for tracker in _trackers(config, run_dir, plain, parent):  # first: a server may not be there
+                active.append(tracker)  # noqa: PERF402 - one by one, so that those before it are closed
+            active += [*backend.trackers(run_dir.name), *trackers]
             session.start(saved)
             session.check(findings)
             stop.saves = True
@@ -90,7 +94,7 @@ def run(
                 drop_after(run_dir, session.iteration or -1)
                 if session.iteration == config.num_iterations or session.collapsed:
                     drop_final(run_dir, session.iteration)
-            active += [*_trackers(config, run_dir, plain, parent), *backend.trackers(run_dir.name), *trackers]
+                (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run, which goes on
             if session.iteration == 0:
                 session.log_base()
             session.iterate(stop)
@@ -99,12 +103,15 @@ def run(
         say(f"Stopped by SIGTERM. The same command goes on with {run_dir}.")
         raise
     finally:
-        for tracker in active:
-            tracker.close()
-        backend.close()
+        with contextlib.ExitStack() as closing:
+            closing.callback(backend.close)
+            for tracker in reversed(active):
+                closing.callback(tracker.close)
 
 
-def _trackers(config: ExperimentConfig, run_dir: Path, plain: Mapping[str, Any], parent: Path | None) -> list[Tracker]:
+def _trackers(
+    config: ExperimentConfig, run_dir: Path, plain: Mapping[str, Any], parent: Path | None
+) -> Iterator[Tracker]:
     context = TrackerContext(
         run_dir=run_dir,
         name=run_dir.name,
@@ -114,4 +121,5 @@ def _trackers(config: ExperimentConfig, run_dir: Path, plain: Mapping[str, Any],
         mlflow_experiment=config.tracking.mlflow_experiment,
         parent=parent,
     )
-    return [resolve(TRACKERS, name, "tracker")(context) for name in config.tracking.trackers]
+    for name in config.tracking.trackers:
+        yield resolve(TRACKERS, name, "tracker")(context)

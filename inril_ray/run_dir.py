@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +18,7 @@ from inril_ray.types import InrilError
 
 
 def continues(config: ExperimentConfig, run_dir: Path) -> bool:
-    """Return whether a directory holds a run of this configuration to go on with.
+    """Return whether a directory holds a run of this configuration to go on with; it may be tracked elsewhere.
 
     Raises:
         InrilError: it holds a run of another configuration; names the keys that differ.
@@ -27,7 +26,7 @@ def continues(config: ExperimentConfig, run_dir: Path) -> bool:
     if not has_checkpoint(run_dir):
         return False
     there, wanted = resolved(read_config(run_dir)), resolved(config)
-    differing = [key for key in wanted if wanted[key] != there.get(key)]
+    differing = [key for key in wanted if key != "tracking" and wanted[key] != there.get(key)]
     if differing:
         raise InrilError(
             f"{run_dir} already holds a run with another {', '.join(differing)}. "
@@ -115,6 +114,4 @@ def _gpu() -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that appears only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+    checkpoint.replace_text(path, json.dumps(value, indent=2) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -25,7 +26,7 @@ from inril_ray.metrics import Tracker, checked
 from inril_ray.run_dir import provenance, read_pretrained, write_json
 from inril_ray.statistics import score_text
 from inril_ray.tracking.jsonl import drop_after, read_metrics
-from inril_ray.types import EpisodeStats
+from inril_ray.types import EpisodeStats, InrilError
 
 STOPPED = 75
 """Exit status of a run that SIGTERM stopped (EX_TEMPFAIL of sysexits.h): the same command goes on."""
@@ -40,6 +41,7 @@ SAVED = (
     "collapsed",
     "discarded_env_steps",
     "health",
+    "stopped_by_guard",
 )
 """What a checkpoint holds of a session, beside the backend and the guard."""
 BEST = "best"
@@ -97,6 +99,8 @@ class Session:
         self.phase_s: dict[str, float] = {}
         self.discarded_env_steps = 0
         self.health: list[str] = []
+        self.stopped_by_guard, self._saved_at = False, -1
+        """The guard has ended the run; the iteration of the newest checkpoint."""
         self._saved_s: float | None = None
         """Seconds of the last checkpoint, until they are logged."""
         self._first = health.FirstIterations()
@@ -119,8 +123,11 @@ class Session:
                 self.guard.load_state_dict(saved["session"]["guard"])
             if "log_bytes" in saved["session"]:
                 self._cut_logs(saved["session"]["log_bytes"])
+            self._forget_best_of_another_history()
+            self._saved_at = self.iteration
             self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
             return
+        self._cut_logs({})  # of a start that was cut short
         start = time.perf_counter()
         if self.config.pretrained is not None:
             self.backend.load_policy(read_pretrained(Path(self.config.pretrained)))
@@ -189,6 +196,9 @@ class Session:
                 self._saved_s = self._spend("checkpoint", start)
             if stopping:
                 raise SystemExit(STOPPED)
+        if stop.received:
+            self.save()
+            raise SystemExit(STOPPED)
         stop.saves = False
 
     # -- guard --------------------------------------------------------------------------------------------------------
@@ -211,13 +221,15 @@ class Session:
         if config.action == "warn":
             self.collapsed = False
             return True
+        if self.stopped_by_guard:
+            return False
         if config.action == "stop" or self.guard.rollbacks >= config.max_rollbacks:
             why = "" if config.action == "stop" else f" after {self.guard.rollbacks} roll-backs"
-            self._audit(
-                "stopped", f"The run ends here{why}. `inril eval {self.run_dir} --policy best` has its best state."
-            )
-            return False
-        saved, damaged = checkpoint.read_latest(self.run_dir / BEST)
+            return self._end(f"The run ends here{why}. `inril eval {self.run_dir} --policy best` has its best state.")
+        try:
+            saved, damaged = checkpoint.read_latest(self.run_dir / BEST)
+        except InrilError as error:
+            return self._end(f"The run ends here: there is no state to go back to. {error}")
         for warning in damaged:
             self._audit("passed over", warning)
         self.guard.rollbacks += 1
@@ -239,6 +251,18 @@ class Session:
         drop_after(self.run_dir, self.iteration)  # last: a run that is killed before drops them when it goes on
         return True
 
+    def _end(self, text: str) -> bool:
+        self._audit("stopped", text)
+        self.stopped_by_guard = True
+        return False
+
+    def _forget_best_of_another_history(self) -> None:
+        """Remove kept states that the guard does not know: the run goes on from before them, and need not repeat."""
+        known = self.guard.best_iteration
+        for iteration in checkpoint.complete(self.run_dir / BEST):
+            if known is None or iteration > known:
+                shutil.rmtree(self.run_dir / BEST / f"iteration_{iteration:06d}")
+
     def _audit(self, event: str, text: str) -> None:
         self.say(f"Guard, iteration {self.iteration}: {text}")
         entry = {"time": time.time(), "iteration": self.iteration, "env_steps": self.env_steps, "event": event}
@@ -257,7 +281,8 @@ class Session:
 
     def finish(self, demos: DemoArrays) -> dict[str, Any]:
         """Save the last policy, evaluate it and write the summary."""
-        self.save()  # first, so that a stop during the evaluation costs no iteration
+        if self._saved_at != self.iteration:
+            self.save()  # first, so that a stop during the evaluation costs no iteration
         start = time.perf_counter()
         final = self._outcome(self.backend.evaluate(self.config.evaluation.final_episodes))
         self._spend("evaluation", start)
@@ -313,7 +338,9 @@ class Session:
     def save(self) -> Path:
         """Write a checkpoint; return its directory."""
         keep = self.config.checkpoint.keep
-        return checkpoint.write(self.run_dir / "checkpoints", self.iteration, self._tree(), keep)
+        path = checkpoint.write(self.run_dir / "checkpoints", self.iteration, self._tree(), keep)
+        self._saved_at = self.iteration
+        return path
 
     def _tree(self) -> dict[str, Any]:
         session = {name: getattr(self, name) for name in SAVED} | {"guard": self.guard.state_dict()}

@@ -123,7 +123,7 @@ class Outcome:
 def _said(key: str, value: Any) -> str:
     if key == "interleave.every":
         return f"m = {value}"
-    if key == "schedule":
+    if key == "schedule" and isinstance(value, str):
         return {"rl_only": "RL only", "bc_reg": "BC-Reg", "adaptive": "adaptive m", "il_only": "IL only"}.get(
             value, f"{value} m"
         )

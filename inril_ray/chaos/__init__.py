@@ -5,6 +5,7 @@ Every drill is a run of the same tiny experiment as an undisturbed one, whose re
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ TINY: dict[str, Any] = {
     "compute": {"num_workers": 2, "device": "cpu", "rollout_timeout_s": 20.0},
     "video": False,
 }
+MISSES = 3
+"""Attempts at a drill whose fault comes too late, after the end of the run."""
 FAULTS = (*actors.FAULTS, *processes.FAULTS)
 
 
@@ -62,6 +65,8 @@ def chaos(
         raise InrilError(f"--repetitions {repetitions}: at least 1 is needed.")
     if directory.exists() and any(directory.iterdir()):
         raise InrilError(f"--out {directory}: choose a new directory.")
+    if "RAY_ADDRESS" in os.environ:
+        raise InrilError("RAY_ADDRESS is set: drills kill processes, and do so on a cluster of their own only.")
     undisturbed: dict[bool, Path] = {}
     for on_ray in sorted({_on_ray(fault) for fault in faults}):
         name = "ray" if on_ray else "local"
@@ -71,10 +76,14 @@ def chaos(
     drills = []
     for k in range(repetitions):
         for fault in faults:
-            path = directory / f"{fault.replace(' ', '-')}-{k}"
             rng = random.Random(f"{seed} {fault} {k}")
             drill = actors.drill if fault in actors.FAULTS else processes.drill
-            drills.append(drill(fault, seed + k, config, path, undisturbed[_on_ray(fault)], rng))
+            for attempt in range(MISSES):
+                path = directory / f"{fault.replace(' ', '-')}-{k}-{attempt}"
+                found = drill(fault, seed + k, config, path, undisturbed[_on_ray(fault)], rng)
+                if found.struck:
+                    break
+            drills.append(found)
             say(line(drills[-1]))
             write_json(directory / "chaos.json", [vars(each) for each in drills])
     return drills

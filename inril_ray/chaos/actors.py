@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from inril_ray.chaos.result import ATTEMPTS, Drill, orphans, same, temporary_files
@@ -37,14 +37,16 @@ class Striker(threading.Thread):
     """Sends signals to processes at a moment that they know nothing of.
 
     Args:
-        pids: of the processes.
+        targets: the processes.
         signals: seconds to wait, and the signal to send then.
         delay_s: after the start of the thread.
     """
 
-    def __init__(self, pids: Sequence[int], signals: Sequence[tuple[float, signal.Signals]], delay_s: float) -> None:
+    def __init__(
+        self, targets: Sequence[psutil.Process], signals: Sequence[tuple[float, signal.Signals]], delay_s: float
+    ) -> None:
         super().__init__(daemon=True)
-        self._pids, self._signals, self._delay_s = pids, signals, delay_s
+        self._targets, self._signals, self._delay_s = targets, signals, delay_s
         self.struck = False
 
     def run(self) -> None:
@@ -52,9 +54,9 @@ class Striker(threading.Thread):
         time.sleep(self._delay_s)
         for wait_s, number in self._signals:
             time.sleep(wait_s)
-            for pid in self._pids:
-                with contextlib.suppress(ProcessLookupError):  # it ended by itself
-                    os.kill(pid, number)
+            for target in self._targets:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+                    target.send_signal(number)
                     self.struck = True
 
 
@@ -64,37 +66,47 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
     strikers: list[Striker] = []
     iterations: list[int] = []
     moment = rng.randrange(config.num_iterations)
-    pids: set[int] = set()
+    seen: set[psutil.Process] = set()
 
     class Struck(RayBackend):
         def iterate(self) -> dict[str, float]:
             if not strikers and len(iterations) == moment:
-                pids.update(ray.get([actor.ready.remote() for actor in (self.learner, *self.workers)]))
-                targets = ray.get([actor.ready.remote() for actor in chosen(self)])
+                seen.update(_processes([self.learner, *self.workers]))
+                targets = _processes(chosen(self))
                 strikers.append(Striker(targets, signals, rng.uniform(0.0, 0.3)))
                 strikers[0].start()
             metrics = super().iterate()
             iterations.append(int(metrics["iteration"]))
             return metrics
 
-    message, restarts = "", 0
+    message, restarts, problems = "", 0, []
     for attempt in range(ATTEMPTS):
         try:
             run(config, path, Struck, resume=has_checkpoint(path), say=lambda _: None)
             break
         except InrilError as error:
             message, restarts = str(error), attempt + 1
+        except Exception as error:
+            problems.append(repr(error))
+            restarts = attempt + 1
     for striker in strikers:
         striker.join()
     records = read_metrics(path)
+    repeated = len(iterations) - len(set(iterations))
+    if repeated > config.checkpoint.every:
+        problems.append(f"{repeated} iterations lost")
     return Drill(
         fault=fault,
         seed=seed,
         struck=bool(strikers and strikers[0].struck),
         restarts=restarts,
         replaced=int(max((r.get("worker_restarts", 0.0) for r in records), default=0.0)),
-        repeated=len(iterations) - len(set(iterations)),
+        repeated=repeated,
         equal=same(path, whole, config.num_iterations),
-        left_behind=[*orphans(pids), *temporary_files(path)],
+        problems=[*problems, *orphans(seen), *temporary_files(path)],
         message=message,
     )
+
+
+def _processes(actors: Sequence[Any]) -> list[psutil.Process]:
+    return [psutil.Process(pid) for pid in ray.get([actor.ready.remote() for actor in actors])]

@@ -12,7 +12,6 @@ import os
 import random
 import resource
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
@@ -125,7 +124,7 @@ def main() -> None:
         backend = INSIDE[fault[0]](out, rng.randrange(config.num_iterations), rng)
     try:
         run(config, out, backend, resume=has_checkpoint(out))
-    except InrilError as error:
+    except (InrilError, OSError) as error:  # as the command line does
         print(f"{ENDED}{error}", flush=True)
         raise SystemExit(1) from None
 
@@ -164,39 +163,40 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
     path.mkdir(parents=True)
     plan, log = path.with_suffix(".json"), path.with_suffix(".log")
     write_json(plan, resolved(config))
-    where = "ray" if fault in ON_RAY else "local"
-    command = [sys.executable, "-m", "inril_ray.chaos", str(plan), str(path), where]
+    command = [sys.executable, "-m", "inril_ray.chaos", str(plan), str(path), "ray" if fault in ON_RAY else "local"]
     inside = [fault, str(rng.randrange(2**32))] if fault in INSIDE else []
-    pids: set[int] = set()
-    notes: list[str] = []
+    seen: set[psutil.Process] = set()
+    problems: list[str] = []
     moment = max(rng.randrange(config.num_iterations), 1 if fault in DAMAGES else 0)  # one must be left
-    with tempfile.TemporaryDirectory(prefix="inril", dir="/tmp") as home, log.open("w") as file:
+    with tempfile.TemporaryDirectory(prefix="inril", dir="/tmp", ignore_cleanup_errors=True) as home:
         alone = {"RAY_TMPDIR": home, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        environment = {**os.environ, **alone} if fault == "node" else None  # sockets want a short path
-        process = subprocess.Popen([*command, *inside], stdout=file, stderr=file, env=environment)
-        if fault not in INSIDE:
-            _follow(process, pids, lambda: max(checkpoint.complete(path / "checkpoints"), default=-1) >= moment)
+        process = _start([*command, *inside], log, alone if fault == "node" else {})  # sockets want a short path
+        if not inside:
+            _follow(process, seen, lambda: max(checkpoint.complete(path / "checkpoints"), default=-1) >= moment)
             time.sleep(rng.uniform(0.0, 0.3))
             struck = process.poll() is None
-            _kill(pids if fault == "cluster" else {process.pid})
-        if not _follow(process, pids, lambda: False):
-            notes.append("a driver that did not end")
-            _kill({process.pid, *pids})
-        status = process.wait()
-    if fault in INSIDE:
+            _kill(seen if fault == "cluster" else {psutil.Process(process.pid)} if struck else set())
+        status = _end(process, seen, log, problems)
+        problems += orphans(seen)
+    if inside:
         struck = STRUCK in log.read_text().splitlines()
     found = checkpoint.complete(path / "checkpoints")
     if fault in DAMAGES:
         struck = len(found) > 1
         if struck:
             DAMAGES[fault](checkpoint.newest(path / "checkpoints"), rng)
-    made = [int(r["iteration"]) for r in read_metrics(path)]
-    notes += orphans(pids)
-    message, restarts = (_said(log, ENDED) if fault in INSIDE or fault == "cluster" else ""), 0
+            found.pop()
+    repeated = max(0, int(max((r["iteration"] for r in read_metrics(path)), default=0)) - max(found, default=0))
+    if repeated > config.checkpoint.every * (2 if fault in DAMAGES else 1):
+        problems.append(f"{repeated} iterations lost")
+    message, restarts = (_said(log, ENDED) if inside or fault == "cluster" else ""), 0
+    if status and not message and fault not in ("driver", *DAMAGES):
+        problems.append("no word on why it ended")
     while status and restarts < ATTEMPTS:
         restarts += 1
-        with log.open("w") as file:
-            status = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+        again: set[psutil.Process] = set()
+        status = _end(process := _start(command, log, {}), again, log, problems)
+        problems += orphans(again)
         message = _said(log, "Passed over: ") if fault in DAMAGES else message
     return Drill(
         fault=fault,
@@ -204,33 +204,45 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
         struck=struck,
         restarts=restarts,
         replaced=int(max((r.get("worker_restarts", 0.0) for r in read_metrics(path)), default=0.0)),
-        repeated=int(max(0, max(made, default=0) - max(found, default=0))),
+        repeated=repeated,
         equal=same(path, whole, config.num_iterations),
-        left_behind=[*notes, *temporary_files(path)],
+        problems=[*problems, *temporary_files(path)],
         message=message,
     )
 
 
-def _follow(process: subprocess.Popen[Any], pids: set[int], until: Callable[[], bool]) -> bool:
+def _start(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[Any]:
+    with log.open("w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **environment})
+
+
+def _end(process: subprocess.Popen[Any], seen: set[psutil.Process], log: Path, problems: list[str]) -> int:
+    """Wait until a process has ended, and return its status; one that hangs is killed."""
+    if not _follow(process, seen, lambda: False):
+        problems.append("a driver that did not end")
+        _kill({psutil.Process(process.pid), *seen})
+    status = process.wait()
+    if any(text.startswith("Traceback") for text in log.read_text(errors="replace").splitlines()):
+        problems.append("a traceback")
+    return status
+
+
+def _follow(process: subprocess.Popen[Any], seen: set[psutil.Process], until: Callable[[], bool]) -> bool:
     """Note a process's descendants until something is so or it ends; return False where neither comes in time."""
     deadline = time.monotonic() + ENDS_WITHIN_S
     while process.poll() is None and not until():
         if time.monotonic() > deadline:
             return False
-        try:
-            pids |= {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
-        except psutil.NoSuchProcess:
-            break
+        with contextlib.suppress(psutil.NoSuchProcess):
+            seen |= set(psutil.Process(process.pid).children(recursive=True))
         time.sleep(0.05)
     return True
 
 
-def _kill(pids: set[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+def _kill(processes: set[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # psutil looks whether it is still the same
+            process.kill()
 
 
 def _said(log: Path, start: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,15 @@ class Drill:
     """Iterations that were made twice."""
     equal: bool
     """The result equals that of the undisturbed run, bit for bit."""
-    left_behind: list[str]
-    """Temporary files, and processes that should have ended."""
+    problems: list[str]
+    """Temporary files and processes that were left, tracebacks, hangs, more than one iteration lost."""
     message: str
     """What the run said when it ended early."""
 
     @property
     def passed(self) -> bool:
-        """Nothing but repeated work was lost."""
-        return self.equal and not self.left_behind
+        """It was struck, and nothing but an iteration's work was lost."""
+        return self.struck and self.equal and not self.problems
 
 
 def line(drill: Drill) -> str:
@@ -50,12 +51,13 @@ def line(drill: Drill) -> str:
     what = "equal to the undisturbed run" if drill.struck else "nothing happened to it in time"
     if not drill.equal:
         what = "DIFFERENT from the undisturbed run"
-    left = f"; LEFT BEHIND: {', '.join(drill.left_behind)}" if drill.left_behind else ""
-    said = f"; it said: {drill.message.splitlines()[0]}" if drill.message else ""
-    return (
-        f"{'passed' if drill.passed else 'FAILED'}  {drill.fault}, seed {drill.seed}: {what}; started again "
-        f"{drill.restarts} times, {drill.replaced} workers replaced, {drill.repeated} iterations made twice{left}{said}"
+    found = f"; PROBLEMS: {', '.join(drill.problems)}" if drill.problems else ""
+    counts = (
+        f"started again {drill.restarts} times, {drill.replaced} workers replaced, "
+        f"{drill.repeated} iterations made twice"
     )
+    said = f"; it said: {drill.message.splitlines()[0]}" if drill.message else ""
+    return f"{'passed' if drill.passed else 'FAILED'}  {drill.fault}, seed {drill.seed}: {what}; {counts}{found}{said}"
 
 
 def same(path: Path, whole: Path, iteration: int) -> bool:
@@ -82,12 +84,12 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-def orphans(pids: set[int], within_s: float = 60.0) -> list[str]:
+def orphans(processes: Iterable[psutil.Process], within_s: float = 120.0) -> list[str]:
     """Return those of the processes that have not ended after a while: Ray's take time to notice."""
     deadline = time.monotonic() + within_s
-    while (alive := [pid for pid in pids if _alive(pid)]) and time.monotonic() < deadline:
+    while (alive := [p for p in processes if _alive(p)]) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return [f"process {pid}" for pid in alive]
+    return [f"process {p.pid}" for p in alive]
 
 
 def temporary_files(path: Path) -> list[str]:
@@ -95,8 +97,8 @@ def temporary_files(path: Path) -> list[str]:
     return [str(p.relative_to(path)) for p in path.rglob("*") if p.name.endswith(".partial")]
 
 
-def _alive(pid: int) -> bool:
+def _alive(process: psutil.Process) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -211,8 +211,9 @@ class SimVectorEnv(VectorEnv):
             self.episode[mask] += 1
             obs = self._begin_episodes(mask)
             self._fits("_begin_episodes", "observations", obs, REAL, (self.num_envs, self.task_spec.obs_dim))
-            self.obs[mask] = obs[mask]
-            mask = mask & ~np.isfinite(obs).all(axis=1)
+            with np.errstate(over="ignore"):  # what is not finite in single precision is not finite
+                self.obs[mask] = obs[mask]
+            mask = mask & ~np.isfinite(self.obs).all(axis=1)
             if not mask.any():
                 return self.obs.copy()
         raise InrilError(
@@ -248,11 +249,13 @@ class SimVectorEnv(VectorEnv):
         self._fits("advance", "terminated", outcome.terminated, TRUTH, each)
         self._fits("advance", "success", outcome.success, TRUTH, each)
         self._fits("advance", "stage", outcome.stage, WHOLE, each)
-        broken = active & ~(np.isfinite(outcome.obs).all(axis=1) & np.isfinite(outcome.reward))
-        obs = np.where((active & ~broken)[:, None], outcome.obs, self.obs).astype(np.float32)
+        with np.errstate(over="ignore"):
+            found, reward = outcome.obs.astype(np.float32), outcome.reward.astype(np.float32)
+        broken = active & ~(np.isfinite(found).all(axis=1) & np.isfinite(reward))
+        obs = np.where((active & ~broken)[:, None], found, self.obs)
         outcome = StepOutcome(
             obs=obs,
-            reward=np.where(broken | ~active, 0.0, outcome.reward).astype(np.float32),
+            reward=np.where(broken | ~active, np.float32(0.0), reward),
             terminated=outcome.terminated & active & ~broken,
             success=outcome.success & active & ~broken,
             stage=np.where(active & ~broken, outcome.stage, self.stage),

@@ -22,7 +22,10 @@ class ConsoleTracker:
         self._first: int | None = None
         self._score = "not evaluated"
         self._progress: Progress | None = None
-        if self._console.is_terminal:
+
+    def _begin(self) -> None:
+        """Show the bar, when training begins: what comes before prints lines of its own."""
+        if self._console.is_terminal and self._progress is None:
             progress = self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -38,6 +41,7 @@ class ConsoleTracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Show the newest score, speed and time left."""
+        self._begin()
         iteration = int(metrics.get("iteration", 0))
         if "score" in metrics:
             self._score = score_text(metrics)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inril_ray.checkpoint import replace_text
 from inril_ray.tracking.base import TrackerContext
 
 FILE = "metrics.jsonl"
@@ -20,9 +21,11 @@ class JsonlTracker:
         self._path = context.run_dir / FILE
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one line and flush it."""
+        """Write one line, to the disk: a checkpoint must never be ahead of the record."""
         with self._path.open("a") as file:  # each time, because drop_after() puts another in its place
             file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Nothing is open."""
@@ -60,6 +63,4 @@ def drop_after(run_dir: Path, iteration: int) -> None:
 
 
 def _replace(run_dir: Path, records: list[dict[str, Any]]) -> None:
-    partial = run_dir / f".{FILE}.partial"
-    partial.write_text("".join(json.dumps(r) + "\n" for r in records))
-    os.replace(partial, run_dir / FILE)
+    replace_text(run_dir / FILE, "".join(json.dumps(r) + "\n" for r in records))

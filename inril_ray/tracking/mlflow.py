@@ -9,10 +9,11 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inril_ray.checkpoint import replace_text
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.types import InrilError
 
@@ -23,8 +24,10 @@ BATCH = 1000
 """Metrics that a server takes in one request."""
 KEPT = 200_000
 """Metrics that wait for a server that does not answer; the oldest are given up."""
-PAUSE_S = 60.0
-"""Between attempts to reach a server that did not answer."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 1800.0
+"""Between attempts to reach a server that failed: twice as long after each."""
+FORGOTTEN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What a server says of a run that it does not know, or that was deleted."""
 
 
 def connect(uri: str) -> Any:
@@ -32,7 +35,9 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own 7 take four minutes, and the run waits
+    # The run waits for the server, and MLflow's own 7 retries of two minutes each would hold it up for too long.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     from mlflow.tracking import MlflowClient
 
     for name in ("alembic", "mlflow"):  # notes on creating the store are not for our users; importing sets the level
@@ -47,53 +52,64 @@ def _run_of(
 
     A new experiment of a local store keeps its artifacts beside it, not where the command happened to be started.
     """
-    id_file = directory / ID_FILE
-    if id_file.is_file():
-        run_id = id_file.read_text().strip()
-        client.update_run(run_id, status="RUNNING")
-        return run_id, False
+    from mlflow.exceptions import MlflowException
+
+    run_id = known_run(directory)
+    if run_id is not None:
+        try:
+            client.update_run(run_id, status="RUNNING")
+            return run_id, False
+        except MlflowException as error:
+            if error.error_code not in FORGOTTEN:
+                raise
     found = client.get_experiment_by_name(experiment)
     place = {"artifact_location": artifacts.resolve().as_uri()} if artifacts else {}
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, **place)
-    tags = {PARENT_TAG: (parent / ID_FILE).read_text().strip()} if parent else {}
+    above = known_run(parent) if parent else None
+    tags = {PARENT_TAG: above} if above else {}
     run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-    id_file.write_text(run_id)
+    replace_text(directory / ID_FILE, run_id)
     return run_id, True
+
+
+def known_run(directory: Path) -> str | None:
+    """Return the MLflow run that a directory is tracked as, None where it is not yet."""
+    file = directory / ID_FILE
+    return (file.read_text().strip() or None) if file.is_file() else None
 
 
 class MlflowTracker:
     """One MLflow run for each run directory; a resumed run goes on in the same one.
 
     Runs of a sweep or a verdict are nested in its run, if it has one; see :class:`MlflowParent`. A server that fails
-    later does not end the run: what it did not take is kept and sent when it answers again.
+    later does not end the run: what it did not take is kept in memory, and sent when it answers again.
 
     Raises:
-        InrilError: the server or store does not answer now.
+        InrilError: the server or store does not answer, and the run is new.
     """
 
     def __init__(self, context: TrackerContext) -> None:
-        from mlflow.exceptions import MlflowException
-
-        parent = context.parent if context.parent and (context.parent / ID_FILE).is_file() else None
+        parent = context.parent if context.parent and known_run(context.parent) else None
         store = (parent or context.run_dir).parent
-        self._client = connect(context.mlflow_uri or local_store(store))
-        self._run_dir = context.run_dir
+        place = context.mlflow_uri or local_store(store)
+        self._client, self._run_dir = connect(place), context.run_dir
         artifacts = None if context.mlflow_uri else store / ARTIFACTS
-        try:
-            self._run_id, new = _run_of(
-                self._client, context.run_dir, context.mlflow_experiment, context.name, artifacts, parent
-            )
-            if new:
-                _log_params(self._client, self._run_id, context.config)
-        except MlflowException as error:
-            place = context.mlflow_uri or local_store(store)
-            raise InrilError(
-                f"tracking.mlflow_uri = {place!r}: {_reason(error)} Start the server, or leave MLflow out: "
-                "--set tracking.trackers=[console,jsonl,tensorboard]."
-            ) from None
         self._waiting: deque[Any] = deque(maxlen=KEPT)
-        self._again_at: float | None = None
-        """When a server that failed is asked again; None while it answers."""
+        self._pause_s, self._again_at = 0.0, 0.0
+        """Time between attempts to reach a server that fails, 0 while it answers, and when the next one is."""
+        try:
+            with _answering(place):
+                self._run_id, new = _run_of(
+                    self._client, context.run_dir, context.mlflow_experiment, context.name, artifacts, parent
+                )
+                if new:
+                    _log_params(self._client, self._run_id, context.config)
+        except InrilError as error:
+            known = known_run(context.run_dir)
+            if known is None:
+                raise
+            self._run_id = known  # of a run that goes on: it does not have to wait for the server
+            self._pause(error)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one point for each metric in one request, with those that could not be written before."""
@@ -101,44 +117,62 @@ class MlflowTracker:
 
         now = int(time.time() * 1000)
         self._waiting.extend(Metric(k, v, now, step) for k, v in metrics.items())
-        if self._again_at is None or time.monotonic() >= self._again_at:
+        if time.monotonic() >= self._again_at:
             self._send()
 
-    def _send(self) -> bool:
-        """Write what waits; return whether all is written."""
-        from mlflow.exceptions import MlflowException
-
+    def _send(self) -> None:
+        """Write what waits, if the server takes it."""
         try:
             while self._waiting:
                 batch = list(itertools.islice(self._waiting, BATCH))
                 self._client.log_batch(self._run_id, metrics=batch)
                 for _ in batch:
                     self._waiting.popleft()
-        except MlflowException as error:
-            if self._again_at is None:
-                print(f"MLflow does not take metrics, the run goes on and keeps them: {_reason(error)}", flush=True)
-            self._again_at = time.monotonic() + PAUSE_S
-            return False
-        if self._again_at is not None:
+        except Exception as error:  # of MLflow, of the connection, of the store's disk
+            self._pause(error)
+            return
+        if self._pause_s:
             print("MLflow takes metrics again, and has got those that waited.", flush=True)
-        self._again_at = None
-        return True
+        self._pause_s, self._again_at = 0.0, 0.0
+
+    def _pause(self, error: Exception) -> None:
+        if not self._pause_s:
+            print(f"MLflow does not take metrics, the run goes on and keeps them: {_reason(error)}", flush=True)
+        self._pause_s = min(max(2 * self._pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+        self._again_at = time.monotonic() + self._pause_s
 
     def close(self) -> None:
         """Attach the summary and mark the run as finished."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            if self._send():
+        self._send()
+        why = f"{len(self._waiting)} metrics were not taken." if self._waiting else ""
+        if not why:
+            try:
                 names = ("config.json", "summary.json", "report.html", "media")
                 _attach(self._client, self._run_id, self._run_dir, names)
                 finished = (self._run_dir / "summary.json").is_file()
                 self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
-                return
-            why = f"{len(self._waiting)} metrics were not taken."
-        except MlflowException as error:
-            why = _reason(error)
-        print(f"The MLflow run {self._run_id} is not complete: {why} What {self._run_dir} holds is.", flush=True)
+            except Exception as error:  # of a store of artifacts, too: the run itself is complete
+                why = _reason(error)
+        if why:
+            print(f"The MLflow run {self._run_id} is not complete: {why} What {self._run_dir} holds is.", flush=True)
+
+
+@contextlib.contextmanager
+def _answering(place: str) -> Iterator[None]:
+    """Turn what MLflow raises into a sentence.
+
+    Raises:
+        InrilError: a server or store does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise InrilError(
+            f"MLflow at {place} does not answer: {_reason(error)} Start the server, or leave MLflow out: "
+            "--set tracking.trackers=[console,jsonl,tensorboard]."
+        ) from None
 
 
 class MlflowParent:
@@ -149,32 +183,40 @@ class MlflowParent:
         uri: of the tracking server; None is a local store.
         experiment: name.
         params: what was asked for.
+
+    Raises:
+        InrilError: the server or store does not answer now.
     """
 
     def __init__(self, directory: Path, uri: str | None, experiment: str, params: Mapping[str, Any]) -> None:
-        self._client = connect(uri or local_store(directory.parent))
-        self._directory = directory
+        place = uri or local_store(directory.parent)
+        self._client, self._directory = connect(place), directory
         directory.mkdir(parents=True, exist_ok=True)
         artifacts = None if uri else directory.parent / ARTIFACTS
-        self._run_id, new = _run_of(self._client, directory, experiment, directory.name, artifacts)
-        if new:
-            _log_params(self._client, self._run_id, params)
+        with _answering(place):
+            self._run_id, new = _run_of(self._client, directory, experiment, directory.name, artifacts)
+            if new:
+                _log_params(self._client, self._run_id, params)
 
     def finish(self, metrics: Mapping[str, float], artifacts: Sequence[str], stopped: Sequence[Path] = ()) -> None:
-        """Write the outcome, and mark as ended what a scheduler cut short.
+        """Write the outcome, and mark as ended what a scheduler cut short; say so where the server does not take it.
 
         Args:
             metrics: name to value.
             artifacts: files and folders of the directory, those that there are.
             stopped: directories of runs that were ended from outside.
         """
-        for name, value in metrics.items():
-            self._client.log_metric(self._run_id, name, value)
-        _attach(self._client, self._run_id, self._directory, artifacts)
-        for path in stopped:
-            if (path / ID_FILE).is_file():
-                self._client.set_terminated((path / ID_FILE).read_text().strip(), "KILLED")
-        self._client.set_terminated(self._run_id, "FINISHED")
+        try:
+            for name, value in metrics.items():
+                self._client.log_metric(self._run_id, name, value)
+            _attach(self._client, self._run_id, self._directory, artifacts)
+            for path in stopped:
+                if run_id := known_run(path):
+                    self._client.set_terminated(run_id, "KILLED")
+            self._client.set_terminated(self._run_id, "FINISHED")
+        except Exception as error:
+            reason = f"{_reason(error)} What {self._directory} holds is."
+            print(f"The MLflow run {self._run_id} is not complete: {reason}", flush=True)
 
     def register(self, name: str, folder: str, tags: Mapping[str, str]) -> str:
         """Register a folder of the directory as a new version of a model; return ``name`` and version.

@@ -125,7 +125,9 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     command = ("train", "--config", tiny_file, "--local", "--out", tmp_path)
     assert inril(*command) == 1
-    assert capsys.readouterr().err == "inril: No space left on device. Make room; the same command goes on.\n"
+    assert capsys.readouterr().err == (
+        "inril: No space left on device. Make room; a run goes on with: inril train --resume RUN_DIRECTORY\n"
+    )
     (tmp_path / "metrics.jsonl").unlink()
     assert inril(*command) == 0
     assert [r["iteration"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3, 4, 4]

@@ -106,6 +106,36 @@ def test_a_roll_back_that_is_interrupted_goes_on_the_same(tmp_path: Path) -> Non
     assert audit(tmp_path / "parts") == audit(tmp_path / "whole")
 
 
+def test_a_run_that_was_stopped_is_on_record_once(tmp_path: Path) -> None:
+    config = config_with(action="stop")
+
+    class Interrupted(Scripted):
+        def peak_memory_bytes(self) -> dict[str, int]:
+            raise KeyboardInterrupt  # after the last evaluation, before the summary
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path, Interrupted)
+    before = audit(tmp_path)
+    for _ in range(2):
+        run(config, tmp_path, Scripted, resume=True)
+    assert audit(tmp_path) == before
+    assert [event for _, event in before].count("stopped") == 1
+
+
+def test_a_start_that_is_cut_short_leaves_no_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = config_with(action="rollback")
+
+    def cut(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(session.Session, "save", cut)
+        run(config, tmp_path, Scripted)
+    assert audit(tmp_path) == [(0, "kept")]
+    run(config, tmp_path, Scripted)
+    assert audit(tmp_path).count((0, "kept")) == 1
+
+
 @pytest.mark.parametrize("where", ["drop_after", "save"])
 def test_a_roll_back_that_is_cut_short_is_on_record_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str

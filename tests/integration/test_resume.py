@@ -1,11 +1,13 @@
 """Exact resume: whatever the algorithm and the schedule, and wherever a run is struck, it ends as if it had not been.
 
-Struck means: an iteration has run, or half of it, and nothing of it has been saved or logged yet.
+Struck means that nothing is left but what is on the disk: between any two things that an iteration does, and while its
+checkpoint is written.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import time
 from pathlib import Path
@@ -14,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inril_ray import checkpoint
 from inril_ray.algorithms import ALGORITHMS
 from inril_ray.backend import LocalBackend
 from inril_ray.demos.store import write_arrow
 from inril_ray.experiment import ExperimentConfig, load_config
 from inril_ray.run import run
 from inril_ray.schedules import SCHEDULES
+from inril_ray.session import Session
 from inril_ray.types import InrilError, Rollout
 from tests.fakes import ACTOR_OF, POLICY_OF, TINY_POLICY, TINY_RL, fake_demos, register_fake_task
 from tests.integration.comparison import differences, measured, state
@@ -35,6 +39,11 @@ PAIRS = [
 
 class PowerCut(BaseException):
     """Nothing catches it."""
+
+
+MOMENTS = ("collected", "learned", "evaluated", "logged", "saving", "saved")
+"""What the struck iteration had just done, or was at. Every second one is evaluated and saved, the last as well."""
+STRIKES = [(at, m) for at in range(LAST) for m in MOMENTS if at % 2 or m in ("collected", "learned", "logged")]
 
 
 def config_of(algorithm: str, schedule: str, **layers: Any) -> ExperimentConfig:
@@ -64,20 +73,42 @@ def config_of(algorithm: str, schedule: str, **layers: Any) -> ExperimentConfig:
     )
 
 
-def cut(at: int, *, halfway: bool) -> type[LocalBackend]:
-    """Return a backend whose power goes in an iteration: between its updates, or after the last of them."""
+def strike(monkeypatch: pytest.MonkeyPatch, at: int, moment: str) -> type[LocalBackend]:
+    """Let the power go in an iteration; return the backend to run with."""
 
-    class Cut(LocalBackend):
+    class Struck(LocalBackend):
         def iterate(self) -> dict[str, float]:
-            if self.learner.version == at and halfway:
+            now = self.learner.version == at
+            if now and moment == "collected":
                 self.worker.collector.collect(self.learner.version)
                 raise PowerCut
             metrics = super().iterate()
-            if metrics["iteration"] == at + 1:
+            if now and moment == "learned":
                 raise PowerCut
             return metrics
 
-    return Cut
+    def after(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def struck(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            if self.iteration == at + 1:
+                raise PowerCut
+            return result
+
+        monkeypatch.setattr(owner, name, struck)
+
+    if moment in ("evaluated", "logged", "saved"):
+        after(Session, {"evaluated": "_outcome", "logged": "_log", "saved": "save"}[moment])
+    if moment == "saving":
+
+        def replace(source: Path, target: Path) -> None:
+            if Path(target).name == f"iteration_{at + 1:06d}":
+                raise PowerCut
+            os.rename(source, target)
+
+        monkeypatch.setattr(checkpoint.os, "replace", replace)
+    return Struck
 
 
 def next_actions(config: ExperimentConfig, saved: dict[str, Any]) -> np.ndarray:
@@ -88,15 +119,15 @@ def next_actions(config: ExperimentConfig, saved: dict[str, Any]) -> np.ndarray:
     return rollout.chains
 
 
-def check(config: ExperimentConfig, path: Path, moments: list[tuple[int, bool]]) -> None:
+def check(config: ExperimentConfig, path: Path, moments: list[tuple[int, str]]) -> None:
     """Hold runs that were struck once each against one that was not."""
     run(config, path / "whole", LocalBackend, demos=fake_demos(), say=lambda _: None)
     whole = state(path / "whole", LAST)
     acts = next_actions(config, whole)
-    for at, halfway in moments:
-        out = path / f"{at}-{halfway}"
-        with pytest.raises(PowerCut):
-            run(config, out, cut(at, halfway=halfway), demos=fake_demos(), say=lambda _: None)
+    for at, moment in moments:
+        out = path / f"{at}-{moment}"
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+            run(config, out, strike(patch, at, moment), demos=fake_demos(), say=lambda _: None)
         run(config, out, LocalBackend, demos=fake_demos(), resume=True, say=lambda _: None)
         struck = state(out, LAST)
         assert differences(struck, whole) == []
@@ -109,7 +140,7 @@ def check(config: ExperimentConfig, path: Path, moments: list[tuple[int, bool]])
 def test_it_goes_on_exactly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, algorithm: str, schedule: str) -> None:
     register_fake_task(monkeypatch)
     rng = random.Random(f"{algorithm} {schedule}")
-    check(config_of(algorithm, schedule), tmp_path, [(rng.randrange(LAST), rng.random() < 0.5)])
+    check(config_of(algorithm, schedule), tmp_path, [rng.choice(STRIKES)])
 
 
 @pytest.mark.drill
@@ -119,7 +150,7 @@ def test_it_goes_on_exactly_from_every_iteration(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, algorithm: str, schedule: str
 ) -> None:
     register_fake_task(monkeypatch)
-    check(config_of(algorithm, schedule), tmp_path, [(at, h) for at in range(LAST) for h in (False, True)])
+    check(config_of(algorithm, schedule), tmp_path, STRIKES)
 
 
 def test_demonstrations_that_are_deleted_in_use_are_still_there_and_missed_when_it_goes_on(

@@ -213,13 +213,17 @@ def test_what_load_config_refuses(values, message):
 
 # -- files and names --------------------------------------------------------------------------------------------------
 def test_a_password_stays_out_of_what_is_printed_and_saved():
-    secret = "https://me:hunter2@tracking.example"
-    with pytest.raises(InrilError, match="MLFLOW_TRACKING_PASSWORD") as caught:
-        load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": secret}}])
-    assert "hunter2" not in str(caught.value)
-    with pytest.raises(InrilError, match="no address"):
-        load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": "http://[1"}}])
-    for uri in ("https://tracking.example:5000/x", "sqlite:////tmp/a.db", "databricks", "file:///tmp/mlruns"):
+    for secret in (
+        "https://me:hunter2@tracking.example",
+        "https://me:hun#hunter2@tracking.example",
+        "https://me:[hunter2@tracking.example/x",
+        "https://hunter2@tracking.example",
+        "postgresql://db/x?user=me&password=hunter2",
+    ):
+        with pytest.raises(InrilError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+            load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": secret}}])
+        assert "hunter2" not in str(caught.value)
+    for uri in ("https://tracking.example:5000/x", "sqlite:////tmp/a@b.db", "databricks", "file:///tmp/mlruns"):
         assert load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": uri}}]).tracking.mlflow_uri == uri
 
 

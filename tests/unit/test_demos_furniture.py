@@ -9,6 +9,7 @@ import lzma
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import warnings
 from collections import OrderedDict
@@ -342,6 +343,18 @@ def test_attacks_below_the_names_fail(name: str) -> None:
     text, message = ATTACKS[name]
     with pytest.raises((pickle.UnpicklingError, ValueError, TypeError, AttributeError), match=message):
         unpickled(text)
+
+
+def test_an_index_of_the_memo_takes_no_memory() -> None:
+    """C's unpickler makes a list as long as the index is great; here under a limit that it would hit."""
+    code = (
+        "import io, resource, sys\n"
+        "from inril_ray.demos.formats.restricted_pickle import SafeUnpickler\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (8 * 2**30, 8 * 2**30))\n"
+        "print(SafeUnpickler(io.BytesIO(b'K\\x07r\\xff\\xff\\xff\\xff.')).load())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "7\n", done.stderr
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])

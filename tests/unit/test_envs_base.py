@@ -160,7 +160,7 @@ def test_success_does_not_end_an_episode_by_itself() -> None:
     assert not truncated[0]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
 @pytest.mark.parametrize("where", ["obs", "reward"])
 def test_nan_guard_resets_that_environment_only(monkeypatch: pytest.MonkeyPatch, where: str, value: float) -> None:
     env, healthy = FakeEnv(3, radius=0.0), FakeEnv(3, radius=0.0)
@@ -170,8 +170,9 @@ def test_nan_guard_resets_that_environment_only(monkeypatch: pytest.MonkeyPatch,
 
     def broken(actions: np.ndarray, active: np.ndarray) -> object:
         outcome = original(actions, active)
-        getattr(outcome, where)[1] = value
-        return outcome
+        wide = getattr(outcome, where).astype(np.float64)  # 1e300 is finite here, and not in what policies see
+        wide[1] = value
+        return dataclasses.replace(outcome, **{where: wide})
 
     monkeypatch.setattr(env, "advance", broken)
     push = np.full((3, 2), 0.5, np.float32)

@@ -72,7 +72,59 @@ def test_a_server_that_stays_away_leaves_a_note(
     assert "is not complete: 2 metrics were not taken." in capsys.readouterr().out
 
 
+def test_a_run_that_goes_on_does_not_wait_for_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    about = context(tmp_path, "http://127.0.0.1:9")
+    (about.run_dir / mlflow.ID_FILE).write_text("1234")
+    tracker = mlflow.MlflowTracker(about)
+    tracker.log({"rho": 0.1}, 1)
+    assert len(tracker._waiting) == 1 and "does not take metrics" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("left", ["", "0123456789abcdef0123456789abcdef"])
+def test_a_run_that_the_server_does_not_know_begins_anew(tmp_path: Path, left: str) -> None:
+    """The file was cut short by a full disk, or the run was deleted."""
+    about = context(tmp_path)
+    (about.run_dir / mlflow.ID_FILE).write_text(left)
+    tracker = mlflow.MlflowTracker(about)
+    tracker.log({"rho": 0.1}, 1)
+    assert mlflow.known_run(about.run_dir) == tracker._run_id != left
+    assert points(tracker, "rho") == [(1, 0.1)]
+
+
+def test_artifacts_that_are_not_taken_do_not_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = mlflow.MlflowTracker(context(tmp_path))
+    (tmp_path / "run" / "summary.json").write_text("{}")
+
+    def refused(*_: Any) -> None:
+        raise OSError("413 Request Entity Too Large")
+
+    monkeypatch.setattr(tracker._client, "log_artifact", refused)
+    tracker.close()
+    assert "is not complete: 413 Request Entity Too Large." in capsys.readouterr().out
+
+
+def test_the_run_of_a_sweep_survives_its_server_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = mlflow.MlflowParent(tmp_path / "sweep", None, "inril", {"seeds": [0]})
+
+    def down(*_: Any, **__: Any) -> None:
+        raise MlflowException("gone")
+
+    monkeypatch.setattr(parent._client, "log_metric", down)
+    parent.finish({"iqm": 0.5}, ())
+    assert "is not complete: gone." in capsys.readouterr().out
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InrilError, match="does not answer"):
+        mlflow.MlflowParent(tmp_path / "other", "http://127.0.0.1:9", "inril", {})
+
+
 def test_a_server_that_is_not_there_at_the_start_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(InrilError, match=r"tracking.mlflow_uri = 'http://127.0.0.1:9': .*Start the server"):
+    with pytest.raises(InrilError, match=r"MLflow at http://127.0.0.1:9 does not answer: .*Start the server"):
         mlflow.MlflowTracker(context(tmp_path, "http://127.0.0.1:9"))

@@ -9,18 +9,34 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 
-class SafeUnpickler(pickle.Unpickler):
+class SafeUnpickler(pickle._Unpickler):
     """Unpickler that can make numbers, text, containers and plain numeric arrays, and nothing else.
 
     Names in a pickle are looked up here, never imported, so no function of a file's choice is called. numpy's own
     constructors are replaced, too: given a type that lies about what it holds, they would take bytes for addresses.
+
+    It is pickle's own in Python, not the one in C: that makes its memo as long as the greatest index in the file, so
+    five bytes (LONG_BINPUT) take 32 GB.
     """
+
+    def load(self) -> Any:
+        """Return what the pickle holds.
+
+        Raises:
+            pickle.UnpicklingError: it is damaged or asks for more than is read; other errors are such as bytes that lie
+                lead to (see ``DAMAGE`` of :mod:`inril_ray.demos.episodes`).
+        """
+        try:
+            return super().load()
+        except (struct.error, AssertionError) as error:
+            raise pickle.UnpicklingError(f"it is cut short or damaged ({error})") from None
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a constructor.
