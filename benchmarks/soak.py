@@ -7,7 +7,9 @@ SIGTERM ends it as a scheduler would.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -81,7 +83,12 @@ def slope(hours: np.ndarray, values: np.ndarray) -> dict[str, float]:
 
 def files(folder: Path) -> float:
     """Return the size of everything in a folder, MB."""
-    return sum(f.stat().st_size for f in list(folder.rglob("*")) if f.is_file()) / 1e6
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # checkpoints come and go
+                total += os.stat(os.path.join(place, name)).st_size
+    return total / 1e6
 
 
 def main() -> None:
@@ -96,18 +103,19 @@ def main() -> None:
         out, start, rows = folder / "run", time.monotonic(), []
         with (folder / "log").open("w") as log:
             process = subprocess.Popen([*command, "--out", str(out)], stdout=log, stderr=log)
-        while time.monotonic() - start < 3600 * hours:
-            time.sleep(INTERVAL_S)
-            if process.poll() is not None:
-                raise SystemExit(
-                    f"The run ended by itself ({process.returncode}):\n{(folder / 'log').read_text()[-3000:]}"
-                )
-            rows.append(
-                {"hours": (time.monotonic() - start) / 3600, "disk_mb": files(out), "by_role": sample(process.pid)}
-            )
-            print(json.dumps(rows[-1]), flush=True)
-        process.send_signal(signal.SIGTERM)
-        status = process.wait(timeout=600)
+        try:
+            while time.monotonic() - start < 3600 * hours:
+                time.sleep(INTERVAL_S)
+                if process.poll() is not None:
+                    said = (folder / "log").read_text()[-3000:]
+                    raise SystemExit(f"The run ended by itself ({process.returncode}):\n{said}")
+                since = (time.monotonic() - start) / 3600
+                rows.append({"hours": since, "disk_mb": files(out), "by_role": sample(process.pid)})
+                print(json.dumps(rows[-1]), flush=True)
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(timeout=600)
+        finally:
+            process.kill()
         records = read_metrics(out)
     if status != STOPPED:
         raise SystemExit(f"SIGTERM ended the run with {status}, not {STOPPED}.")
