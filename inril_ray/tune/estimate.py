@@ -18,7 +18,9 @@ from inril_ray.config import merge
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import START_TIMEOUT_S, start_ray
 from inril_ray.experiment import ExperimentConfig, load_config, resolved, task_spec
-from inril_ray.sweep import SweepConfig, base_key, settings_of
+from inril_ray.registry import resolve
+from inril_ray.schedules import SCHEDULES
+from inril_ray.sweep import SweepConfig, base_key, settings_of, trial_config
 from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError
 
@@ -71,21 +73,23 @@ class Probe:
         self._backend = LocalBackend(self._config, fetch(self._demos))
 
     def measure(self) -> dict[str, float]:
-        """Return seconds and bytes of a whole iteration, after about a third of ``PROBE_S``."""
+        """Return seconds and bytes of a whole iteration, its imitation apart, after about a third of ``PROBE_S``."""
         backend, config, start = self._backend, self._config, time.perf_counter()
         backend.pretrain()
         epoch_s = time.perf_counter() - start
         collector, whole = backend.worker.collector, config.rollout.num_decisions
-        decisions, sizes, rollouts_s, learning_s = max(1, whole // 64), [], [], []
+        decisions, sizes = max(1, whole // 64), []
+        rollouts_s, learning_s, imitations_s = [], [], []
         while True:
             collector.num_decisions, begun = decisions, time.perf_counter()
             rollout = collector.collect(backend.learner.version)
             collected = time.perf_counter()
-            backend.learner.learn(rollout, fresh_start=config.rollout.reset_each)
+            metrics = backend.learner.learn(rollout, fresh_start=config.rollout.reset_each)
             ended = time.perf_counter()
             sizes.append(decisions)
             rollouts_s.append(collected - begun)
-            learning_s.append(ended - collected)
+            learning_s.append(ended - collected - metrics["il_s"])
+            imitations_s.append(metrics["il_s"])
             # The next is at most twice as large. Three at least: the first also paid for what is done once.
             limit_s = PROBE_S / 3 if len(sizes) >= 3 else 0.8 * PROBE_S
             if len(sizes) > 1 and ended - start + 2 * (ended - begun) > limit_s:
@@ -95,6 +99,7 @@ class Probe:
             "epoch_s": epoch_s,
             "rollout_s": at_size(whole, sizes, rollouts_s),
             "learn_s": at_size(whole, sizes, learning_s),
+            "imitate_s": at_size(whole, sizes, imitations_s),
             "env_step_s": rollouts_s[-1] / rollout.env_steps,
             "fragment_bytes": whole / sizes[-1] * rollout.size_bytes(),
             "process_bytes": float(sum(backend.peak_memory_bytes().values())),
@@ -112,10 +117,24 @@ def at_size(size: float, sizes: Sequence[float], seconds: Sequence[float]) -> fl
         seconds: what each took.
     """
     x, y = np.asarray(sizes[1:], float), np.asarray(seconds[1:], float)
-    # Relative errors count: the smallest take milliseconds.
-    terms, weights = np.stack([np.ones_like(x), x], axis=1), 1.0 / y
+    # Relative errors count: the smallest take milliseconds, and none where nothing is done.
+    terms, weights = np.stack([np.ones_like(x), x], axis=1), 1.0 / np.maximum(y, 1e-6)
     fixed, slope = nnls(terms * weights[:, None], y * weights)[0]
     return float(fixed + slope * size)
+
+
+def num_imitations(config: ExperimentConfig) -> int:
+    """Return how many iterations of a run imitate; an adaptive schedule is taken as it begins."""
+    schedule = resolve(SCHEDULES, config.schedule, "schedule").from_config(config.interleave)
+    return sum(schedule.next(i).il for i in range(config.num_iterations))
+
+
+def probed(config: ExperimentConfig) -> ExperimentConfig:
+    """Return what the probe runs: one epoch of cloning, and imitation after every iteration where the run has any."""
+    changes: dict[str, Any] = {"pretrain": {"num_epochs": 1}, "pretrained": None}
+    if config.schedule in ("fixed", "adaptive") and config.interleave.phase != "merged":
+        changes |= {"schedule": "fixed", "interleave": {"every": 1}}
+    return load_config([merge(resolved(config), changes)])
 
 
 def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, local: bool) -> dict[str, Any]:
@@ -127,8 +146,9 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, 
         InrilError: not even a small part of one trial came to an end.
     """
     gpus = placement(config, True).required_resources.get("GPU", 0.0)
-    small = load_config([merge(resolved(config), {"pretrain": {"num_epochs": 1}, "pretrained": None})])
-    probe: Any = Probe.options(num_cpus=1, num_gpus=gpus).remote(small, demos.handle)
+    each = [trial_config(sweep, setting, sweep.seeds.search[0]) for setting in settings_of(sweep)] or [config]
+    shown = max(each, key=num_imitations)  # a setting without imitation would not show what that takes
+    probe: Any = Probe.options(num_cpus=1, num_gpus=gpus).remote(probed(shown), demos.handle)
     try:
         ray.get(probe.ready.remote(), timeout=START_TIMEOUT_S)
         found: dict[str, float] = ray.get(probe.measure.remote(), timeout=PROBE_S)
@@ -149,7 +169,8 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, 
     episodes = 2 * evaluation.final_episodes + rounds * evaluation.num_episodes
     horizon = task_spec(config).max_episode_steps
     rollouts_s = config.num_iterations * found["rollout_s"] + episodes * horizon * found["env_step_s"]
-    learning_s = config.num_iterations * found["learn_s"]
+    imitations = float(np.mean([num_imitations(trial) for trial in each]))
+    learning_s = config.num_iterations * found["learn_s"] + imitations * found["imitate_s"]
     cloning_s = (
         len({base_key(sweep, s) for s in settings_of(sweep)} or {0}) * config.pretrain.num_epochs * found["epoch_s"]
     )

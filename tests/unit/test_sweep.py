@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from inril_ray.config import build
+from inril_ray.experiment import load_config
 from inril_ray.report import write_sweep_report
 from inril_ray.sweep import (
     Between,
@@ -26,7 +27,7 @@ from inril_ray.sweep import (
     settings_of,
     trial_config,
 )
-from inril_ray.tune.estimate import at_size
+from inril_ray.tune.estimate import at_size, num_imitations, probed
 from inril_ray.types import InrilError
 from tests.unit.test_report import outcome, write_run
 
@@ -227,6 +228,19 @@ def test_the_estimate_extrapolates_what_grows_and_not_what_does_not() -> None:
     assert at_size(16, sizes, [9.0, 0.2, 0.4, 0.8]) == pytest.approx(1.6)
     assert at_size(16, sizes, [9.0, 4.0, 3.0, 2.0]) > 0.0, "noise that falls with size does not make time negative"
     assert at_size(64, [1, 64], [5.0, 3.0]) == pytest.approx(3.0), "measured at its size"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "every", "expected"),
+    [("fixed", 3, 2), ("fixed", 1, 8), ("rl_only", 3, 0), ("bc_reg", 3, 0), ("il_only", 4, 2)],
+)
+def test_the_estimate_counts_imitations(schedule: str, every: int, expected: int) -> None:
+    layers = {"task": "robomimic/lift", "num_iterations": 8, "schedule": schedule, "interleave": {"every": every}}
+    config = load_config([layers])
+    assert num_imitations(config) == expected
+    shown = probed(config)
+    assert shown.pretrain.num_epochs == 1
+    assert num_imitations(shown) == (8 if schedule == "fixed" else expected)
 
 
 @pytest.mark.parametrize(
