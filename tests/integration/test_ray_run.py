@@ -131,7 +131,9 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert differences(state(tmp_path / "parts", 4), state(tmp_path / "whole", 4)) == []
 
 
-@pytest.mark.parametrize("algorithm", ["idql", "residual_ppo", "rlpd"])
+@pytest.mark.parametrize(
+    "algorithm", ["idql", *(pytest.param(name, marks=pytest.mark.drill) for name in ("residual_ppo", "rlpd"))]
+)
 def test_replays_critics_and_plans_equal_local_and_survive_a_stop(tmp_path: Path, algorithm: str) -> None:
     """Critics that choose, base actions that are planned, demonstrations in the replay."""
     quick = {"num_iterations": 3, "checkpoint": {"every": 1}, "tracking": {"trackers": ["jsonl"]}, "video": False}

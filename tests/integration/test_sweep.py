@@ -196,6 +196,7 @@ def test_a_tracking_server_holds_the_whole_sweep(tmp_path: Path, demos: str, tra
     assert Path(weights).read_bytes() == (out / "winner" / "policy.safetensors").read_bytes()
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("no_probe")
 def test_an_interrupted_sweep_goes_on(tmp_path: Path, demos: str) -> None:
     sweep = sweep_of(demos, space={"interleave.every": [1, 2]})
@@ -214,6 +215,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, demos: str) -> None:
     ]
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("no_probe")
 def test_a_trial_that_fails_is_retried_reported_and_left_out(tmp_path: Path, demos: str) -> None:
     sweep = sweep_of(demos, space={"interleave.every": [1]}, arms=[{"compute.device": "cuda"}], retries=1)
