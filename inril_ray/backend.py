@@ -59,6 +59,10 @@ class Backend(Protocol):
         """Return the peak resident memory of each process."""
         ...
 
+    def replay_memory(self, rows: int) -> tuple[int, int] | None:
+        """See :meth:`inril_ray.algorithms.base.Algorithm.replay_memory`."""
+        ...
+
     def trackers(self, run: str) -> list[Tracker]:
         """Return the trackers of where the backend lives, for a run of this name."""
         ...
@@ -147,6 +151,10 @@ class LocalBackend:
     def peak_memory_bytes(self) -> dict[str, int]:
         """Return the peak resident memory of this process."""
         return {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+    def replay_memory(self, rows: int) -> tuple[int, int] | None:
+        """See :meth:`Backend.replay_memory`."""
+        return self.learner.algorithm.replay_memory(rows)
 
     def trackers(self, run: str) -> list[Tracker]:
         """Return none."""

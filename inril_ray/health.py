@@ -25,12 +25,12 @@ def machine(run_dir: Path) -> list[str]:
     memory = psutil.virtual_memory().available
     if memory < LITTLE_MEMORY:
         found.append(
-            f"Only {memory / 2**20:.0f} MiB of memory are free. Close other programs, or lower rollout.num_envs and "
+            f"Only {_mib(memory)} MiB of memory are free. Close other programs, or lower rollout.num_envs and "
             "evaluation.num_envs."
         )
     disk = shutil.disk_usage(run_dir).free
     if disk < LITTLE_MEMORY:
-        found.append(f"Only {disk / 2**20:.0f} MiB of disk are free at {run_dir}. Make room, or choose another --out.")
+        found.append(f"Only {_mib(disk)} MiB of disk are free at {run_dir}. Make room, or choose another --out.")
     return found
 
 
@@ -50,15 +50,44 @@ def versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def checkpoints(size_bytes: int, keep: int, run_dir: Path) -> list[str]:
-    """Look whether as many checkpoints as will be kept, and one that is being written, fit on the disk."""
-    needed, free = (keep + 2) * size_bytes, shutil.disk_usage(run_dir).free
-    if needed <= free:
+def replay(size_bytes: int, free_bytes: int) -> list[str]:
+    """Look whether the replay will fit, and a copy of it, which every checkpoint makes.
+
+    Args:
+        size_bytes: that it will grow to in this run.
+        free_bytes: where it lives.
+    """
+    if 2 * size_bytes <= free_bytes:
         return []
     return [
-        f"Checkpoints will need {needed / 2**20:.0f} MiB ({size_bytes / 2**20:.0f} each), {free / 2**20:.0f} are free "
-        f"at {run_dir}. Make room, or lower checkpoint.keep."
+        f"The replay will grow to {_mib(size_bytes)} MiB, and each checkpoint copies it; {_mib(free_bytes)} MiB of "
+        "memory are free there. Lower rl.buffer_size or rollout.num_envs."
     ]
+
+
+def checkpoints(size_bytes: int, replay_bytes: int, copies: int, run_dir: Path) -> list[str]:
+    """Look whether as many checkpoints as will be on the disk together fit on it.
+
+    Args:
+        size_bytes: of the first one, when the replay is empty, and the optimisers may not have any moments.
+        replay_bytes: that the replay will grow to in this run.
+        copies: checkpoints that are kept or being written.
+        run_dir: where they are written.
+    """
+    each, free = size_bytes + replay_bytes, shutil.disk_usage(run_dir).free
+    if copies * each <= free:
+        return []
+    growth, less = (
+        (f", {_mib(replay_bytes)} of it the filled replay", " or rl.buffer_size") if replay_bytes else ("", "")
+    )
+    return [
+        f"Checkpoints will need at least {_mib(copies * each)} MiB ({copies} of {_mib(each)}{growth}), {_mib(free)} "
+        f"are free at {run_dir}. Make room, or lower checkpoint.keep{less}."
+    ]
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f}"
 
 
 def base_policy(outcome: Mapping[str, Any], spec: EnvSpec) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -77,6 +79,17 @@ class Replay:
         self._arrays = {name: torch.zeros(0, num_envs, *shape, device=device) for name, shape in self._shapes.items()}
         self._next = 0
         self._choices = torch.zeros(0, dtype=torch.int64, device=device)
+
+    def bytes_after(self, rows: int) -> int:
+        """Return the bytes that the arrays take once so many rows came in."""
+        numbers = sum(math.prod(shape) for shape in self._shapes.values())
+        return min(rows, self.capacity) * self.num_envs * numbers * self._arrays["obs"].element_size()
+
+    def free_bytes(self) -> int:
+        """Return the bytes of memory that are free where the arrays live."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return psutil.virtual_memory().available
 
     def __len__(self) -> int:
         """Valid transitions that are held."""

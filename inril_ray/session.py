@@ -46,6 +46,8 @@ SAVED = (
 """What a checkpoint holds of a session, beside the backend and the guard."""
 BEST = "best"
 """Directory of the checkpoint that the guard goes back to."""
+BEST_KEPT = 2
+"""States in it: the one before stands in for a damaged one."""
 DISCARDED = "discarded.jsonl"
 """The metrics of iterations that were rolled back."""
 
@@ -128,6 +130,8 @@ class Session:
             self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
             return
         self._cut_logs({})  # of a start that was cut short
+        replay = self.backend.replay_memory(self.config.num_iterations * self.config.rollout.num_decisions)
+        self.check(health.replay(*replay) if replay else [])
         start = time.perf_counter()
         if self.config.pretrained is not None:
             self.backend.load_policy(read_pretrained(Path(self.config.pretrained)))
@@ -145,7 +149,7 @@ class Session:
         self.check(health.base_policy(self.base, self.spec))
         self._judge(self.base)
         size = sum(file.stat().st_size for file in self.save().iterdir())
-        self.check(health.checkpoints(size, self.config.checkpoint.keep, self.run_dir))
+        self.check(health.checkpoints(size, replay[0] if replay else 0, self._copies(), self.run_dir))
 
     def log_base(self) -> None:
         """Log the base policy as iteration 0."""
@@ -212,7 +216,7 @@ class Session:
         if judgement.collapsed:
             self._audit("collapse", f"The policy has collapsed: {judgement.text}.")
         elif judgement.best and config.action != "warn":
-            checkpoint.write(self.run_dir / BEST, self.iteration, self._tree(), keep=2)
+            checkpoint.write(self.run_dir / BEST, self.iteration, self._tree(), BEST_KEPT)
             self._audit("kept", f"The state of iteration {self.iteration} is kept: {judgement.text}.")
 
     def _recover(self) -> bool:
@@ -341,6 +345,11 @@ class Session:
         path = checkpoint.write(self.run_dir / "checkpoints", self.iteration, self._tree(), keep)
         self._saved_at = self.iteration
         return path
+
+    def _copies(self) -> int:
+        """Return how many checkpoints are on the disk at most: those kept, those to go back to, one being written."""
+        best = BEST_KEPT if self.config.guard.action in ("rollback", "stop") else 0
+        return self.config.checkpoint.keep + best + 1
 
     def _tree(self) -> dict[str, Any]:
         session = {name: getattr(self, name) for name in SAVED} | {"guard": self.guard.state_dict()}

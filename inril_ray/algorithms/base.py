@@ -158,6 +158,13 @@ class Algorithm(ABC):
     def begin(self, policy: Policy) -> None:  # noqa: B027 - most algorithms have nothing to prepare
         """Take note of the policy that fine-tuning starts from."""
 
+    def replay_memory(self, rows: int) -> tuple[int, int] | None:
+        """Return how many bytes the past takes after so many decisions of every environment, and how many are free.
+
+        Free where it lives, in the computer's or the GPU's memory. None: past experience is not kept.
+        """
+        return None
+
     @abstractmethod
     def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> Experience:
         """Compute what is fixed over the iteration's updates. No gradient.

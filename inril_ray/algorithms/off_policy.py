@@ -185,6 +185,10 @@ class OffPolicyAlgorithm(Algorithm):
         stats = {"dropped_samples": float(dropped), "replay_size": float(len(self.replay))}
         return ReplayExperience(algorithm=self, num_updates=self.num_updates(new), stats=stats)
 
+    def replay_memory(self, rows: int) -> tuple[int, int]:
+        """See :meth:`Algorithm.replay_memory`."""
+        return self.replay.bytes_after(rows), self.replay.free_bytes()
+
     def num_updates(self, new_transitions: int) -> int:
         """Return the updates of an iteration: floor(new / batch size * replay ratio), at least 1."""
         return max(1, int(new_transitions / self.config.batch_size * self.config.replay_ratio))

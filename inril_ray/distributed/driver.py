@@ -355,6 +355,10 @@ class RayBackend:
         names = {"learner": self.learner, **{f"worker_{i}": w for i, w in enumerate(self.workers)}}
         return {n: self._get(actor.peak_memory_bytes.remote(), START_TIMEOUT_S, n) for n, actor in names.items()}
 
+    def replay_memory(self, rows: int) -> tuple[int, int] | None:
+        """See :meth:`inril_ray.backend.Backend.replay_memory`; of the learner's node."""
+        return self._get(self.learner.replay_memory.remote(rows), LEARNER_TIMEOUT_S, "learner")
+
     def trackers(self, run: str) -> list[Tracker]:
         """Return what the cluster's own dashboards are fed by."""
         return [GaugeTracker(run, self.config.task)]

@@ -177,6 +177,10 @@ class LearnerShell:
         """Put back what :meth:`state_dict` returned."""
         self.learner.load_state_dict(state)
 
+    def replay_memory(self, rows: int) -> tuple[int, int] | None:
+        """See :meth:`inril_ray.backend.Backend.replay_memory`."""
+        return self.learner.algorithm.replay_memory(rows)
+
     def peak_memory_bytes(self) -> int:
         """Return the peak resident memory of this process."""
         return peak_memory_bytes()

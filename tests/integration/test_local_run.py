@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from inril_ray import envs
+from inril_ray import envs, health
 from inril_ray.backend import LocalBackend
 from inril_ray.demos.episodes import RecordedEpisode
 from inril_ray.demos.formats.d4rl_hdf5 import write
 from inril_ray.envs.base import EnvConfig
 from inril_ray.experiment import load_config
+from inril_ray.replay import Replay
 from inril_ray.report import write_run_report
 from inril_ray.run import run
 from inril_ray.run_dir import read_config
@@ -40,6 +42,35 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert summary["demos"]["source"] == "scripted"
     assert [r["iteration"] for r in measured(finished)] == [0, 1, 2, 3, 4, 4]
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["iteration_000002", "iteration_000004"]
+
+
+def test_what_a_filling_replay_needs_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Replay, "free_bytes", lambda _: 0)
+    asked = []
+
+    def noted(*sizes: Any) -> list[str]:
+        asked.append(sizes)
+        return checkpoints(*sizes)
+
+    checkpoints = health.checkpoints
+    monkeypatch.setattr(health, "checkpoints", noted)
+    small = {"batch_size": 16, "replay_ratio": 1, "critic_hidden_dim": 16}
+    guard, envs_50 = {"action": "rollback"}, TINY["rollout"] | {"num_envs": 50}
+    config = {
+        **TINY,
+        "algorithm": "sac",
+        "actor": {"hidden_dims": [16]},
+        "rl": small,
+        "guard": guard,
+        "rollout": envs_50,
+    }
+    summary = run(load_config([config]), tmp_path, LocalBackend, say=lambda _: None)
+    (memory,) = (text for text in summary["health"] if text.startswith("The replay will grow"))
+    assert memory.endswith("Lower rl.buffer_size or rollout.num_envs.")
+    ((size, replay, copies, where),) = asked
+    written = [sum(f.stat().st_size for f in path.iterdir()) for path in (tmp_path / "checkpoints").iterdir()]
+    assert 0.9 < (size + replay) / max(written) <= 1.0, "the optimisers' moments are not there yet"
+    assert replay > size and (copies, where) == (2 + 2 + 1, tmp_path)
 
 
 def test_imitation_follows_every_second_iteration_and_diagnostics_every_one(finished: Path) -> None:

@@ -38,9 +38,17 @@ def test_a_machine_that_is_nearly_full(
 
 def test_checkpoints_that_will_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(health.shutil, "disk_usage", lambda _: Disk(400 * 2**20))
-    assert health.checkpoints(100 * 2**20, 2, tmp_path) == []
-    (found,) = health.checkpoints(100 * 2**20, 3, tmp_path)
-    assert "need 500 MiB (100 each), 400 are free" in found and "checkpoint.keep" in found
+    assert health.checkpoints(100 * 2**20, 0, 4, tmp_path) == []
+    (found,) = health.checkpoints(100 * 2**20, 0, 5, tmp_path)
+    assert "need at least 500 MiB (5 of 100), 400 are free" in found and found.endswith("or lower checkpoint.keep.")
+    (found,) = health.checkpoints(100 * 2**20, 50 * 2**20, 4, tmp_path)
+    assert "need at least 600 MiB (4 of 150, 50 of it the filled replay)" in found and "rl.buffer_size" in found
+
+
+def test_a_replay_that_will_not_fit() -> None:
+    assert health.replay(100 * 2**20, 200 * 2**20) == []
+    (found,) = health.replay(100 * 2**20, 199 * 2**20)
+    assert "grow to 100 MiB" in found and "199 MiB of memory are free" in found and "rl.buffer_size" in found
 
 
 def test_other_versions_than_the_run_was_started_with() -> None:

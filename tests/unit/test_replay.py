@@ -59,6 +59,16 @@ def test_the_oldest_rows_make_room(rollouts, capacity, oldest):
     np.testing.assert_array_equal(replay.take(places, generator()).rewards, rows["rewards"].flatten())
 
 
+@pytest.mark.parametrize("capacity", [100, 18, 4])
+def test_its_size_is_foreseen(rollouts, capacity):
+    replay = make(capacity)
+    foreseen = replay.bytes_after(18)
+    for rollout in rollouts:
+        replay.add(rollout)
+    assert sum(array.nbytes for array in replay.in_order().values()) == foreseen
+    assert 0 < replay.free_bytes() < 2**50
+
+
 def test_the_final_observation_is_what_followed_a_time_limit(rollouts):
     replay = make()
     replay.add(rollouts[0])
