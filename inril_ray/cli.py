@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     limit_native_threads()
     arguments = parser().parse_args(argv)
+    before, threading.excepthook = threading.excepthook, _tell_of_thread
     try:
         arguments.command(arguments)
     except InrilError as error:
@@ -55,7 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = {"_train": "inril train --resume RUN_DIRECTORY"}.get(arguments.command.__name__, "the same command")
         print(f"inril: interrupted; go on with: {again}", file=sys.stderr)
         return 130
+    finally:
+        threading.excepthook = before
     return 0
+
+
+def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Say in a line what the system refused a thread, such as TensorBoard's; whoever waits for it has the error too."""
+    if isinstance(failed.exc_value, OSError) and failed.exc_value.errno is not None:
+        print(f"inril: a thread could not go on: {failed.exc_value.strerror}.", file=sys.stderr)
+    else:
+        threading.__excepthook__(failed)
 
 
 def parser() -> argparse.ArgumentParser:

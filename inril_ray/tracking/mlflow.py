@@ -7,6 +7,8 @@ import itertools
 import json
 import logging
 import os
+import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +33,11 @@ FORGOTTEN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def connect(uri: str) -> Any:
-    """Return a client of a store or tracking server, without its chatter."""
+    """Return a client of a store or tracking server, without its chatter.
+
+    Raises:
+        InrilError: a store can't be opened.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -42,7 +48,8 @@ def connect(uri: str) -> Any:
 
     for name in ("alembic", "mlflow"):  # notes on creating the store are not for our users; importing sets the level
         logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
+    with _answering(uri):
+        return MlflowClient(tracking_uri=uri)
 
 
 def _run_of(
@@ -159,18 +166,20 @@ class MlflowTracker:
 
 @contextlib.contextmanager
 def _answering(place: str) -> Iterator[None]:
-    """Turn what MLflow raises into a sentence.
+    """Turn what MLflow and its database raise into a sentence.
 
     Raises:
         InrilError: a server or store does not answer.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        todo = "Make room for it, or move it away" if place.startswith("sqlite:") else "Start the server"
         raise InrilError(
-            f"MLflow at {place} does not answer: {_reason(error)} Start the server, or leave MLflow out: "
+            f"MLflow at {place} does not answer: {_reason(error)} {todo}, or leave MLflow out: "
             "--set tracking.trackers=[console,jsonl,tensorboard]."
         ) from None
 
@@ -271,8 +280,25 @@ def local_store(directory: Path) -> str:
     """Return the address of the local store beside the run directories: one SQLite file, artifacts next to it.
 
     Trials of a sweep write to it at the same time, so each waits for the others.
+
+    Raises:
+        InrilError: it is not there and can't be made.
     """
-    return f"sqlite:///{(directory / 'mlflow.db').resolve()}?timeout=60"
+    file = (directory / "mlflow.db").resolve()
+    place = f"sqlite:///{file}?timeout=60"
+    if not file.exists():
+        # MLflow makes its tables one by one, and can't go on with some of them: those of a process that was killed, or
+        # had no room, would be in the way of every later run. So they are made elsewhere.
+        with _answering(place), tempfile.TemporaryDirectory() as elsewhere:
+            made, partial = Path(elsewhere) / file.name, file.with_name(f".{file.name}.{os.getpid()}.partial")
+            connect(f"sqlite:///{made}")
+            try:
+                shutil.copyfile(made, partial)
+                with contextlib.suppress(FileExistsError):  # that of another run, which is in use
+                    os.link(partial, file)
+            finally:
+                partial.unlink(missing_ok=True)
+    return place
 
 
 def _reason(error: Exception) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from inril_ray.cli import main, parser
 from inril_ray.tracking.jsonl import read_metrics
@@ -131,6 +134,26 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(
     (tmp_path / "metrics.jsonl").unlink()
     assert inril(*command) == 0
     assert [r["iteration"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3, 4, 4]
+
+
+def test_what_the_disk_refuses_a_thread_is_one_sentence(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard writes in a thread of its own."""
+
+    def full(self: Any, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    assert (
+        inril("train", "--config", tiny_file, "--local", "--out", tmp_path, "--set", "tracking.trackers=[tensorboard]")
+        == 1
+    )
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.startswith(
+        "inril: a thread could not go on: No space left on device.\ninril: No space left on device. Make"
+    )
 
 
 def test_help_is_fast_and_loads_nothing_heavy() -> None:

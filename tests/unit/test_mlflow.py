@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,40 @@ def test_a_server_that_is_not_there_at_the_start_is_named(tmp_path: Path, monkey
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InrilError, match=r"MLflow at http://127.0.0.1:9 does not answer: .*Start the server"):
         mlflow.MlflowTracker(context(tmp_path, "http://127.0.0.1:9"))
+
+
+def test_a_store_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow itself can't go on with a store whose tables were not all made, as a kill or a full disk leaves it."""
+
+    def full(_: Path, partial: Path) -> None:
+        partial.write_bytes(b"SQLite format 3")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(InrilError, match=r"No space left on device\. Make room"):
+        patch.setattr(mlflow.shutil, "copyfile", full)
+        mlflow.MlflowTracker(context(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    mlflow.MlflowTracker(context(tmp_path)).log({"rho": 0.1}, 1)
+
+
+def test_a_store_that_another_run_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy, other = shutil.copyfile, context(tmp_path)
+
+    def slow(made: Path, partial: Path) -> None:
+        monkeypatch.setattr(mlflow.shutil, "copyfile", copy)
+        first.append(mlflow.MlflowTracker(other))
+        copy(made, partial)
+
+    first: list[mlflow.MlflowTracker] = []
+    monkeypatch.setattr(mlflow.shutil, "copyfile", slow)
+    mlflow.local_store(tmp_path)
+    first[0].log({"rho": 0.1}, 1)
+    again = mlflow.MlflowTracker(other)
+    assert again._run_id == first[0]._run_id and points(again, "rho") == [(1, 0.1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "run"]
+
+
+def test_a_store_that_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"SQLite format 3\0" + bytes(range(256)))
+    with pytest.raises(InrilError, match=r"mlflow\.db\S* does not answer: .*move it away"):
+        mlflow.MlflowTracker(context(tmp_path))
