@@ -87,7 +87,7 @@ def checkpoints(size_bytes: int, replay_bytes: int, copies: int, run_dir: Path) 
 
 
 def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:.0f}"
+    return f"{size_bytes / 2**20:.{0 if size_bytes >= 2**23 else 1}f}"
 
 
 def base_policy(outcome: Mapping[str, Any], spec: EnvSpec) -> list[str]:

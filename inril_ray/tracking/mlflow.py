@@ -302,7 +302,8 @@ def local_store(directory: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    said = getattr(error, "strerror", None) or str(error)  # the system's errors list their files
+    lines = said.strip().splitlines()
     return f"{lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."
 
 
