@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -779,6 +780,47 @@ def test_damaged_zarr_is_one_error_and_leaves_nothing(tmp_path: Path, good: Path
     if field:
         assert caught.value.field == field
     assert list(out.iterdir()) == []
+
+
+PICKLE = {"id": "pickle"}
+TEXT = {"id": "vlen-utf8"}
+
+
+@pytest.mark.parametrize("name", ["task", "episode_ends", "robot_state", "reward"])
+@pytest.mark.parametrize(
+    "packed",
+    [
+        {"compressor": PICKLE},
+        {"compressor": None, "filters": [PICKLE]},
+        {"compressor": None, "filters": [PICKLE], "dtype": "|O"},
+        {"compressor": None, "filters": [TEXT, PICKLE], "dtype": "|O"},
+        {"compressor": PICKLE, "filters": [TEXT], "dtype": "|O"},
+    ],
+    ids=["compressor", "filter", "objects", "text_then_pickle", "text_packed"],
+)
+@pytest.mark.parametrize("consolidated", [False, True])
+def test_a_zarr_that_asks_for_pickle_does_not_run(
+    tmp_path: Path, good: Path, name: str, packed: dict[str, Any], consolidated: bool
+) -> None:
+    """Zarr's registry of codecs has one that unpickles; ``consolidated``: only the copy of all metadata tells of it."""
+    target = tmp_path / "ran"
+    told = json.loads((good / name / ".zarray").read_text()) | packed
+    shutil.copytree(good, tmp_path / "bad")
+    if consolidated:
+        zarr.consolidate_metadata(str(tmp_path / "bad"), zarr_format=2)
+        whole = json.loads((tmp_path / "bad" / ".zmetadata").read_text())
+        whole["metadata"][f"{name}/.zarray"] = told
+        (tmp_path / "bad" / ".zmetadata").write_text(json.dumps(whole))
+    else:
+        (tmp_path / "bad" / name / ".zarray").write_text(json.dumps(told))
+    for file in (tmp_path / "bad" / name).iterdir():
+        if not file.name.startswith("."):
+            file.write_bytes(pickle.dumps(Evil(os.system, f"touch {target}")))
+    with pytest.raises(DemoError, match="is packed by pickle; read are blosc|damaged or truncated.*codec"):
+        load(tmp_path / "bad", EXPECTATION)
+    with contextlib.suppress(DemoError):  # it does not read every array
+        ResipZarr.inspect(tmp_path / "bad")
+    assert not target.exists()
 
 
 def test_one_array_is_no_data_set(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ ENDS = "episode_ends"
 NAMES = ("task", "furniture")
 MAY_BE_ZERO = ("reward", "success")
 """Arrays of which zarr 3 leaves out chunks that hold nothing but zeros."""
+CODECS = ("blosc", "bytes", "bz2", "crc32c", "gzip", "lz4", "lzma", "vlen-utf8", "zlib", "zstd")
+"""Ways of packing numbers and names that are read. Not ``pickle``, which older numcodecs decode without asking."""
 BLOSC_HEADER = 16
 """Bytes; the last four are the length of the whole chunk."""
 CHUNK_STEPS = 1000
@@ -182,8 +184,20 @@ def _array(path: Path, group: Any, name: str, length: int | None = None) -> Any:
     lacking = array.nchunks - array.nchunks_initialized
     if lacking and not (group.metadata.zarr_format == 3 and name in MAY_BE_ZERO):
         raise DemoError(path, f"lacks {lacking} of {array.nchunks} chunks: the copy is not complete.", field=name)
-    _chunks_are_whole(path, name)
+    codecs = _codecs(array)
+    if refused := sorted(codecs - set(CODECS)):
+        raise DemoError(path, f"is packed by {', '.join(refused)}; read are {', '.join(CODECS)}.", field=name)
+    if "blosc" in codecs:
+        _chunks_are_whole(path, name)
     return array
+
+
+def _codecs(array: Any) -> set[str]:
+    """Return the names of the codecs that zarr decodes an array with, whichever of its files tells them."""
+    told = array.metadata.to_dict()
+    if told["zarr_format"] == 2:
+        return {codec["id"] for codec in (told["compressor"], *(told["filters"] or ())) if codec}
+    return {codec["name"] for codec in told["codecs"]}
 
 
 def _chunks_are_whole(path: Path, name: str) -> None:
@@ -192,15 +206,8 @@ def _chunks_are_whole(path: Path, name: str) -> None:
     Raises:
         DemoError: a chunk has another length.
     """
-    folder = path / name
-    if (folder / ".zarray").is_file():
-        codecs, chunks = [json.loads((folder / ".zarray").read_text())["compressor"] or {}], folder
-    else:
-        codecs, chunks = json.loads((folder / "zarr.json").read_text())["codecs"], folder / "c"
-    if not any("blosc" in (codec.get("id"), codec.get("name")) for codec in codecs):
-        return
-    for chunk in chunks.rglob("*"):
-        if chunk.is_file() and not chunk.name.startswith("."):
+    for chunk in (path / name).rglob("*"):
+        if chunk.is_file() and not chunk.name.startswith(".") and chunk.name != "zarr.json":
             with chunk.open("rb") as file:
                 told, found = int.from_bytes(file.read(BLOSC_HEADER)[-4:], "little"), chunk.stat().st_size
             if found < BLOSC_HEADER or told != found:
