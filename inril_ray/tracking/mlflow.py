@@ -48,6 +48,9 @@ def connect(uri: str) -> Any:
 
     for name in ("alembic", "mlflow"):  # notes on creating the store are not for our users; importing sets the level
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # raises what it logs, which becomes a sentence
+        logging.CRITICAL
+    )  # raises what it logs, which becomes a sentence
     with _answering(uri):
         return MlflowClient(tracking_uri=uri)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from mlflow.exceptions import MlflowException
 from inril_ray.tracking import mlflow
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.types import InrilError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def context(tmp_path: Path, uri: str | None = None) -> TrackerContext:
@@ -57,6 +61,24 @@ def test_what_a_server_did_not_take_is_sent_later(
     assert sorted(points(tracker, "rho")) == [(step, pytest.approx(step / 10)) for step in range(1, 7)]
     tracker.close()
     assert tracker._client.get_run(tracker._run_id).info.status == "KILLED"
+
+
+def test_a_store_without_room_is_one_sentence(tmp_path: Path) -> None:
+    """In a process of its own, whose files can't grow: SQLite's errors are logged with tracebacks by MLflow."""
+    code = f"""
+import resource
+from pathlib import Path
+from tests.unit.test_mlflow import context
+from inril_ray.tracking.mlflow import MlflowTracker
+tracker = MlflowTracker(context(Path({str(tmp_path)!r})))
+size = (Path({str(tmp_path)!r}) / "mlflow.db").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+for step in range(100):
+    tracker.log({{f"metric_{{step}}_{{i}}": 0.1 for i in range(100)}}, step)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.count("MLflow does not take metrics") == 1, done.stdout
 
 
 def test_a_server_that_stays_away_leaves_a_note(
