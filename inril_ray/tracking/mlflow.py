@@ -293,15 +293,26 @@ def local_store(directory: Path) -> str:
         # MLflow makes its tables one by one, and can't go on with some of them: those of a process that was killed, or
         # had no room, would be in the way of every later run. So they are made elsewhere.
         with _answering(place), tempfile.TemporaryDirectory() as elsewhere:
+            file.parent.mkdir(parents=True, exist_ok=True)
             made, partial = Path(elsewhere) / file.name, file.with_name(f".{file.name}.{os.getpid()}.partial")
             connect(f"sqlite:///{made}")
             try:
                 shutil.copyfile(made, partial)
-                with contextlib.suppress(FileExistsError):  # that of another run, which is in use
-                    os.link(partial, file)
+                _put_if_new(partial, file)
             finally:
                 partial.unlink(missing_ok=True)
     return place
+
+
+def _put_if_new(partial: Path, file: Path) -> None:
+    """Give a file its name, unless another run was faster: then that one is in use."""
+    try:
+        os.link(partial, file)
+    except FileExistsError:
+        pass
+    except OSError:  # some file systems have no hard links
+        if not file.exists():
+            os.replace(partial, file)
 
 
 def _reason(error: Exception) -> str:

@@ -184,6 +184,18 @@ def test_a_store_that_another_run_made_meanwhile_is_kept(tmp_path: Path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "run"]
 
 
+def test_a_store_is_made_in_a_new_folder_and_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(mlflow.os, "link", refused)
+    parent = mlflow.MlflowParent(tmp_path / "new" / "verdict", None, "inril", {"seeds": [0]})
+    parent.finish({"iqm": 0.5}, ())
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mlflow.db", "verdict"]
+
+
 def test_a_store_that_is_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"SQLite format 3\0" + bytes(range(256)))
     with pytest.raises(InrilError, match=r"mlflow\.db\S* does not answer: .*move it away"):
