@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,12 @@ def write(root: Path, iteration: int, tree: dict[str, Any], keep: int) -> Path:
         (partial / "state.json").write_text(json.dumps(plain))
         hashes = {name: _sha256(partial / name) for name in ("tensors.safetensors", "state.json")}
         (partial / "manifest.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "sha256": hashes}))
-        for file in partial.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
+        _sync(root)  # before older ones are deleted
     except (OSError, SafetensorError) as error:
         raise InrilError(f"Cannot write checkpoint {final}: {error}.") from None
     finally:
@@ -75,11 +76,21 @@ def replace_text(path: Path, text: str) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
+        _sync(partial)
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def complete(root: Path) -> list[int]:
@@ -103,10 +114,30 @@ def newest(root: Path) -> Path:
 
 def adopt(source: Path, root: Path, iteration: int) -> None:
     """Put a copy of a checkpoint of another run in the place of all those under ``root``."""
+    partial = root.with_name(f".{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial / f"iteration_{iteration:06d}")
     shutil.rmtree(root, ignore_errors=True)
-    partial = root / ".adopted.partial"
-    shutil.copytree(source, partial)
-    os.replace(partial, root / f"iteration_{iteration:06d}")
+    os.replace(partial, root)
+
+
+def part(tree: Mapping[str, Any], *keys: str, of: Path) -> Any:
+    """Return what lies under ``keys`` in a checkpoint.
+
+    Args:
+        tree: that :func:`read` returned.
+        keys: one within the other.
+        of: where it came from, for the message.
+
+    Raises:
+        InrilError: it is not there, so another program wrote the checkpoint.
+    """
+    found: Any = tree
+    for key in keys:
+        if not isinstance(found, dict) or key not in found:
+            raise InrilError(f"The checkpoint in {of} lacks {'.'.join(keys)}: it was not written by this program.")
+        found = found[key]
+    return found
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -196,7 +227,7 @@ def load_module(module: torch.nn.Module, state: dict[str, Any]) -> None:
     """
     try:
         module.load_state_dict({name: _tensor(value) for name, value in state.items()})
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError) as error:
         raise InrilError(f"The checkpoint does not fit the configured {type(module).__name__}: {error}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import errno
 import json
@@ -40,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     before, threading.excepthook = threading.excepthook, _tell_of_thread
     try:
-        arguments.command(arguments)
+        if arguments.command in (_train, _verdict, _sweep, _chaos):
+            with contextlib.redirect_stdout(_Lasting(sys.stdout)):
+                arguments.command(arguments)
+        else:
+            arguments.command(arguments)
     except InrilError as error:
-        print(f"inril: {error}", file=sys.stderr)
+        print(_plain(f"inril: {error}"), file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,6 +65,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         threading.excepthook = before
     return 0
+
+
+def _plain(text: str) -> str:
+    """Return text, some of which may come from a file, without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+class _Lasting:
+    """The output of a command that takes hours: it goes on when nobody reads it any more, as when `tee` was killed."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write to the stream, or nowhere."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._let_go()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        print("inril: nobody reads the output any longer; the command goes on.", file=sys.stderr)
 
 
 def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
@@ -269,12 +308,13 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from inril_ray import checkpoint, envs
+    from inril_ray import envs
+    from inril_ray.checkpoint import load_module
     from inril_ray.config import merge
     from inril_ray.evaluate import evaluation_metrics
     from inril_ray.experiment import WorkerParts, build_policy, load_config, resolved, task_spec
     from inril_ray.media import config_fps, film, write_video
-    from inril_ray.run_dir import read_config, read_pretrained
+    from inril_ray.run_dir import read_acting, read_config, read_pretrained
     from inril_ray.session import BEST
     from inril_ray.statistics import score_text
     from inril_ray.threads import torch_threads
@@ -287,14 +327,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.policy == "base":
         weights = read_pretrained(arguments.run)
     else:
-        saved, _ = checkpoint.read_latest(arguments.run / (BEST if arguments.policy == "best" else "checkpoints"))
-        learner = saved["backend"]["learner"]
-        weights = learner["acting"] or learner["modules"]["policy"]
+        weights = read_acting(arguments.run, BEST if arguments.policy == "best" else "checkpoints")
     small = merge(resolved(config), {"rollout": {"num_envs": 1}})
     parts = WorkerParts(load_config([small]), 0, 1)
     if arguments.policy == "base":
         parts.policy = build_policy(config, task_spec(config)).eval()  # alone, without critics that choose
-    parts.load_weights(weights)
+    load_module(parts.policy, weights)
     with torch_threads(1):
         metrics = evaluation_metrics(parts.evaluate(arguments.episodes), task_spec(config))
     result = f"{score_text(metrics)}, {arguments.episodes} episodes"
@@ -308,14 +346,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _verdict(arguments: argparse.Namespace) -> None:
-    from inril_ray.experiment import load_config, resolved
+    from inril_ray.experiment import resolved
     from inril_ray.report import write_run_report, write_verdict_report
     from inril_ray.run import run
     from inril_ray.tracking.mlflow import parent_of
-    from inril_ray.verdict import DEFAULT_ARMS, result_lines, verdict
+    from inril_ray.verdict import DEFAULT_ARMS, checked, result_lines, verdict
 
     layers = _layers(arguments)
-    config = load_config(layers)
+    arms = (*DEFAULT_ARMS, "bc_reg") if arguments.bc_reg else DEFAULT_ARMS
+    config = checked(layers, arguments.seeds, arms)
     out = arguments.out or _default_out("verdict", config.task)
     make_backend = _make_backend(arguments.local)
     parent = parent_of(out, config.tracking, {"seeds": arguments.seeds, "bc_reg": arguments.bc_reg, **resolved(config)})
@@ -325,7 +364,6 @@ def _verdict(arguments: argparse.Namespace) -> None:
         write_run_report(path)
         return summary
 
-    arms = (*DEFAULT_ARMS, "bc_reg") if arguments.bc_reg else DEFAULT_ARMS
     result = verdict(layers, out, seeds=arguments.seeds, run_one=run_one, arms=arms)
     print("\n".join(result_lines(result)))
     print(f"Report: {write_verdict_report(out)}")
@@ -408,7 +446,7 @@ def _demos_inspect(arguments: argparse.Namespace) -> None:
 
     expectation = _expectation(arguments) if arguments.task else None
     arrays = load(arguments.file, expectation, Selection(filter=arguments.filter))
-    print("\n".join(summary_lines(arguments.file, arrays)))
+    print(_plain("\n".join(summary_lines(arguments.file, arrays))))
 
 
 def _demos_convert(arguments: argparse.Namespace) -> None:
@@ -419,7 +457,7 @@ def _demos_convert(arguments: argparse.Namespace) -> None:
     arrays = convert(arguments.file, arguments.target, _expectation(arguments), selection)
     print(f"{arguments.target}: {len(arrays.held_out)} episodes, {len(arrays.obs)} steps, {arrays.size_bytes()} bytes")
     for warning in arrays.info.metadata.get("warnings", ()):
-        print(f"warning: {warning}")
+        print(_plain(f"warning: {warning}"))
 
 
 def _demos_download(arguments: argparse.Namespace) -> None:

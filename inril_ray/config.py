@@ -23,6 +23,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from inril_ray.types import InrilError
 
 T = TypeVar("T")
+NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What PyYAML raises on text that it can't read: beside its own error whatever Python says of a date or a number."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, dataclasses.field))
@@ -86,7 +88,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise InrilError(f"Override {item!r} is not of the form key=value, such as interleave.every=10.")
         try:
             value = yaml.safe_load(text) if text.strip() else ""
-        except yaml.YAMLError as error:
+        except NOT_YAML as error:
             raise InrilError(f"Override {item!r}: the value is not valid YAML ({error}).") from None
         section = result
         for k in keys[:-1]:
@@ -130,7 +132,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InrilError(f"Cannot read configuration file {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NOT_YAML as error:
         raise InrilError(f"Configuration file {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise InrilError(f"Configuration file {path} must hold a mapping, got {type(values).__name__}.")

@@ -40,8 +40,8 @@ from inril_ray.types import EnvSpec, EpisodeStats, InrilError, NormalizerStats
 BUNDLED_DEMOS = {"robomimic/lift": "lift_scripted.hdf5"}
 """Task to the data set that ships with the package."""
 
-SECRET = re.compile(r"[?&](user|password|passwd|pwd|token|secret|key|sslpassword)=", re.IGNORECASE)
-"""Credentials among the options of an address."""
+SECRET = re.compile(r"[?&][^=&]*(user|pass|pwd|token|secret|key|sig|auth|cred)[^=&]*=", re.IGNORECASE)
+"""Credentials among the options of a database's address; that of a server has none."""
 
 
 @config
@@ -80,8 +80,8 @@ class ComputeConfig:
 class CheckpointConfig:
     """When the state of a run is saved. The first and the last iteration always are."""
 
-    every: PositiveInt = 10
-    """Iterations between checkpoints."""
+    every: PositiveInt | None = None
+    """Iterations between checkpoints. None: each iteration, or as often as saving takes a fiftieth of the time."""
     keep: PositiveInt = 2
     """Newest checkpoints kept."""
 
@@ -172,7 +172,9 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
 def _check_secrets(config: ExperimentConfig) -> None:
     """Refuse credentials in a configuration, which is printed, saved and tracked; the message must not show them."""
     uri = config.tracking.mlflow_uri or ""
-    if "://" in uri and not uri.startswith(("sqlite:", "file:")) and ("@" in uri or SECRET.search(uri)):
+    server = uri.lower().startswith(("http:", "https:"))
+    database = "://" in uri and not uri.startswith(("sqlite:", "file:"))
+    if (server and "?" in uri) or (database and ("@" in uri or SECRET.search(uri))):
         raise InrilError(
             "tracking.mlflow_uri holds credentials, which would be printed and saved with the run. Leave them out and "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."

@@ -90,6 +90,17 @@ def _mib(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.{0 if size_bytes >= 2**23 else 1}f}"
 
 
+def cloning(outcome: Mapping[str, float]) -> list[str]:
+    """Look whether every step of the cloning could be taken."""
+    dropped = outcome.get("bc_dropped_steps", 0.0)
+    if not dropped:
+        return []
+    return [
+        f"{dropped:.0f} steps of the cloning had gradients that were not finite, and were left out. Lower pretrain.lr, "
+        "or look at the demonstrations (inril demos inspect)."
+    ]
+
+
 def base_policy(outcome: Mapping[str, Any], spec: EnvSpec) -> list[str]:
     """Look whether the cloned policy ever succeeds: with a reward for success only, nothing else can be reinforced."""
     if spec.score_range is not None or outcome["success_rate_any"] > 0.0:
@@ -106,6 +117,15 @@ class FirstIterations:
 
     def __init__(self) -> None:
         self._rewarded, self._told, self._seen, self._ended = False, False, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen."""
+        return {name: getattr(self, name) for name in ("_rewarded", "_told", "_seen", "_ended")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def observe(self, metrics: Mapping[str, float]) -> list[str]:
         """Take in the metrics of an iteration."""

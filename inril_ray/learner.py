@@ -32,7 +32,7 @@ from inril_ray.interleaving_theory import InterleavingTheory, IterationContext
 from inril_ray.metrics import MeanMetrics
 from inril_ray.policies.base import Policy
 from inril_ray.policies.residual import ResidualPolicy
-from inril_ray.pretrain import epoch_batches, imitation_inputs
+from inril_ray.pretrain import epoch_batches, gradients_finite, imitation_inputs
 from inril_ray.schedules.base import Schedule
 from inril_ray.types import DemoBatch, InrilError, Rollout
 
@@ -116,7 +116,8 @@ class Learner:
             for demos in epoch_batches(self.demos, self.demo_rng, self.config.il_batch_size):
                 self._clear(self.il_parameters)
                 self._il_loss(demos, self.generator).backward()
-                self._step(self.il_optimizer, self.il_parameters)
+                if gradients_finite(self.il_parameters):
+                    self._step(self.il_optimizer, self.il_parameters)
         self.algorithm.begin(self.policy)
         self._keep_cloned()
 
@@ -232,7 +233,7 @@ class Learner:
                     (share * loss).backward()
             losses = _whole(parts)
             means.add(losses.stats)
-            if self._gradients_finite([*self.parameters, *self._joint_critic()]):
+            if gradients_finite([*self.parameters, *self._joint_critic()]):
                 self._step_actor(train_actor)
                 if train_actor:
                     self.counters["rl_updates"] += 1
@@ -274,10 +275,6 @@ class Learner:
     def _clear(parameters: Sequence[nn.Parameter]) -> None:
         for parameter in parameters:
             parameter.grad = None
-
-    @staticmethod
-    def _gradients_finite(parameters: Sequence[nn.Parameter]) -> bool:
-        return bool(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).isfinite())
 
     def _bc_loss(self, minibatch: Any) -> Tensor:
         """Return the loss that regularises reinforcement: of demonstrations, or of samples of the cloned policy.
@@ -321,7 +318,7 @@ class Learner:
                 old = [p.detach().clone() for p in shared]
             report = separation.backward(rl_loss, il_loss, self.parameters)
             dropped, stalled = dropped + bool(report.dropped), stalled + report.stalled
-            if report.weights != (0.0, 0.0) and self._gradients_finite(self.parameters):
+            if report.weights != (0.0, 0.0) and gradients_finite(self.parameters):
                 self._step(optimizer, self.parameters)
                 self.counters["il_updates"] += 1
             if measured:
@@ -355,7 +352,7 @@ class Learner:
                 correction_loss = self.policy.correction_il_loss(*inputs[:2], noise.to(self.device))
                 correction_loss.backward()
                 means.add({"correction_il_loss": correction_loss})
-            if self._gradients_finite([p for _, parameters in stepped for p in parameters]):
+            if gradients_finite([p for _, parameters in stepped for p in parameters]):
                 for optimizer, parameters in stepped:
                     self._step(optimizer, parameters)
                 self.counters["il_updates"] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 
 from inril_ray import envs
+from inril_ray.checkpoint import replace_text
 from inril_ray.envs.base import PURPOSES
 from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.experiment import ExperimentConfig, build_acting, build_policy, load_acting, task_spec
 from inril_ray.policies.base import Policy
 from inril_ray.rollout import ActionNoise, decision_env
-from inril_ray.types import EpisodeStats, InrilError
+from inril_ray.types import EpisodeStats
 
 
 def choose_episode(before: Sequence[float], after: Sequence[float], num_envs: int) -> int:
@@ -91,9 +93,10 @@ def write_before_and_after(
         record["note"] = (
             f"Evaluation episode {episode}: {record['before']} before, {record['after']} after fine-tuning."
         )
-    except InrilError as error:
-        record = {"error": f"No pictures: {error}"}
-    (folder / "media.json").write_text(json.dumps(record))
+    except Exception as error:  # of a renderer or an encoder: the run is complete without
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        record = {"error": f"No pictures: {reason[0]}"}
+    replace_text(folder / "media.json", json.dumps(record))
     return str(record.get("note") or record["error"])
 
 
@@ -103,9 +106,14 @@ def config_fps(config: ExperimentConfig) -> float:
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: float) -> None:
-    """Write frames [height, width, 3] as MP4."""
+    """Write frames [height, width, 3] as MP4, a file that appears when it is complete."""
     import imageio.v2 as imageio
 
-    with imageio.get_writer(path, fps=fps, codec="libx264", quality=7, macro_block_size=16) as writer:
-        for frame in frames:
-            writer.append_data(frame)  # type: ignore[attr-defined]
+    partial = path.with_name(f".{path.stem}.partial.mp4")
+    try:
+        with imageio.get_writer(partial, fps=fps, codec="libx264", quality=7, macro_block_size=16) as writer:
+            for frame in frames:
+                writer.append_data(frame)  # type: ignore[attr-defined]
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

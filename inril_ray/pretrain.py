@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from inril_ray.config import config
 from inril_ray.demos.store import DemoStore
 from inril_ray.policies.base import Policy
-from inril_ray.types import DemoBatch
+from inril_ray.types import DemoBatch, InrilError
 
 
 @config
@@ -63,7 +63,11 @@ def pretrain(
         device: where the policy lives.
 
     Returns:
-        ``bc_loss`` and ``bc_loss_held_out`` of the averaged weights.
+        ``bc_loss`` and ``bc_loss_held_out`` of the averaged weights, ``bc_dropped_steps``, whose gradients were not
+        finite.
+
+    Raises:
+        InrilError: no step's gradients were finite.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(7,)))
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +75,7 @@ def pretrain(
     average = copy.deepcopy(network)
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    batches = 0
+    batches = dropped = 0
     for epoch in range(config.num_epochs):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, epoch)
@@ -79,17 +83,30 @@ def pretrain(
             loss = policy.bc_loss(*imitation_inputs(batch, generator, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            if gradients_finite(parameters):
+                optimizer.step()
+            else:
+                dropped += 1
             if batches % config.ema_every == 0:
                 weight = 1.0 if epoch < config.ema_start_epoch else 1.0 - config.ema_decay
                 for a, p in zip(average.parameters(), parameters, strict=True):
                     a.data.lerp_(p.data, weight)
             batches += 1
+    if dropped and dropped == batches:
+        raise InrilError(
+            f"Cloning failed: the gradients of all {batches} steps were not finite. Lower pretrain.lr, or look at the "
+            "demonstrations (inril demos inspect)."
+        )
     if config.num_epochs:
         network.load_state_dict(average.state_dict())
-    return {"bc_loss": _loss(policy, demos, rng, device, held_out=False)} | (
+    return {"bc_dropped_steps": float(dropped), "bc_loss": _loss(policy, demos, rng, device, held_out=False)} | (
         {"bc_loss_held_out": _loss(policy, demos, rng, device, held_out=True)} if demos.num_probe_windows else {}
     )
+
+
+def gradients_finite(parameters: Sequence[nn.Parameter]) -> bool:
+    """Tell whether a step may be taken: one that is not finite would spoil every weight."""
+    return bool(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).isfinite())
 
 
 @torch.no_grad()

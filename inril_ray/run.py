@@ -19,11 +19,11 @@ from inril_ray.demos.store import DemoArrays
 from inril_ray.experiment import ExperimentConfig, load_demos, resolved
 from inril_ray.metrics import Tracker
 from inril_ray.registry import resolve
-from inril_ray.run_dir import provenance, read_versions, write_json
+from inril_ray.run_dir import claimed, provenance, write_json
 from inril_ray.session import Session, StopRequest
 from inril_ray.tracking import TRACKERS
 from inril_ray.tracking.base import TrackerContext
-from inril_ray.tracking.jsonl import drop_after, drop_final
+from inril_ray.tracking.jsonl import FILE, damaged_lines, drop_after, drop_final
 from inril_ray.types import InrilError
 
 
@@ -57,22 +57,40 @@ def run(
         InrilError: see the parts.
         SystemExit: SIGTERM stopped the run; see :class:`StopRequest`.
     """
+    demos = load_demos(config) if demos is None else demos
+    for warning in demos.info.metadata.get("warnings", ()):
+        say(f"Demonstrations: {warning}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with claimed(run_dir):
+        return _run(config, run_dir, make_backend, resume, demos, parent, trackers, say)
+
+
+def _run(
+    config: ExperimentConfig,
+    run_dir: Path,
+    make_backend: Callable[[ExperimentConfig, DemoArrays], Backend],
+    resume: bool,
+    demos: DemoArrays,
+    parent: Path | None,
+    trackers: Sequence[Tracker],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """See :func:`run`; the directory is ours."""
     plain = resolved(config)
     if not resume and checkpoint.complete(run_dir / "checkpoints"):
         raise InrilError(
             f"{run_dir} already holds a run. Go on with it by --resume {run_dir}, or choose another --out."
         )
-    demos = load_demos(config) if demos is None else demos
     saved, warnings = checkpoint.read_latest(run_dir / "checkpoints") if resume else (None, [])
     for warning in warnings:
         say(f"Passed over: {warning}")
-    for warning in demos.info.metadata.get("warnings", ()):
-        say(f"Demonstrations: {warning}")
-    run_dir.mkdir(parents=True, exist_ok=True)
     origin = provenance()
     findings = health.machine(run_dir)
-    if resume:
-        findings += health.versions(read_versions(run_dir), origin["versions"])
+    if saved is not None:
+        reached = checkpoint.part(saved, "session", "iteration", of=run_dir)
+        if isinstance(reached, int) and reached > config.num_iterations:
+            raise InrilError(f"num_iterations = {config.num_iterations}: {run_dir} is at iteration {reached} already.")
+        findings += health.versions(saved["session"].get("versions") or {}, origin["versions"])
     write_json(
         run_dir / "config.json",
         {"config": plain, "hash": fingerprint(plain), **origin, "demos": dataclasses.asdict(demos.info)},
@@ -89,6 +107,8 @@ def run(
             session.check(findings)
             stop.saves = True
             if saved is not None:
+                if damaged := damaged_lines(run_dir):
+                    say(f"Check: {damaged} lines of {FILE} can't be read and are left out; the run itself is whole.")
                 # A kill may have come before the record of iteration 0, which can be made again; later ones are written
                 # before their checkpoint.
                 drop_after(run_dir, session.iteration or -1)

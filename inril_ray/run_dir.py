@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import torch
 
 from inril_ray import __version__, checkpoint
+from inril_ray.config import fingerprint
 from inril_ray.experiment import ExperimentConfig, load_config, resolved
 from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError
@@ -41,15 +46,15 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def finished(run_dir: Path, config: ExperimentConfig) -> dict[str, Any] | None:
-    """Return the summary of a run that is finished, None of one that is not.
+    """Return the summary of a run that is finished, None of one that is not, or whose summary is damaged.
 
     Raises:
         InrilError: it is of another configuration.
     """
-    file = run_dir / "summary.json"
-    if not file.is_file():
+    try:
+        summary = dict(json.loads((run_dir / "summary.json").read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
-    summary = json.loads(file.read_text())
     # Not by the hash: a release may add keys, and where a run is tracked does not change it.
     there, wanted = ({k: v for k, v in resolved(c).items() if k != "tracking"} for c in (read_config(run_dir), config))
     if there != wanted:
@@ -59,53 +64,103 @@ def finished(run_dir: Path, config: ExperimentConfig) -> dict[str, Any] | None:
 
 def read_pretrained(run_dir: Path) -> dict[str, Any]:
     """Return the weights of a run's cloned policy."""
-    return checkpoint.read(run_dir / "pretrained" / "iteration_000000")["policy"]
+    place = run_dir / "pretrained" / "iteration_000000"
+    return checkpoint.part(checkpoint.read(place), "policy", of=place)
+
+
+def read_acting(run_dir: Path, folder: str) -> dict[str, Any]:
+    """Return the weights of what acts in the newest intact checkpoint.
+
+    Args:
+        run_dir: of a run.
+        folder: in it, with checkpoints.
+    """
+    place = run_dir / folder
+    learner = checkpoint.part(checkpoint.read_latest(place)[0], "backend", "learner", of=place)
+    if isinstance(learner, dict) and isinstance(learner.get("acting"), dict) and learner["acting"]:
+        return learner["acting"]
+    return checkpoint.part(learner, "modules", "policy", of=place)
 
 
 def read_config(run_dir: Path) -> ExperimentConfig:
     """Return the configuration that a run was started with.
 
     Raises:
-        InrilError: the directory holds no run, or its configuration is damaged.
+        InrilError: the directory holds no run, or its configuration was changed.
     """
     path = run_dir / "config.json"
     try:
-        values = dict(json.loads(path.read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InrilError(f"{run_dir} holds no readable run: {path.name} ({error!r}).") from None
+        record = json.loads(path.read_text())
+        values, told = dict(record["config"]), record.get("hash")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        values, told = _saved_config(run_dir), None
+        if values is None:
+            raise InrilError(f"{run_dir} holds no readable run: {path.name} ({error!r}).") from None
+    if told is not None and told != fingerprint(values):
+        raise InrilError(
+            f"{path} was changed: its configuration does not have the hash {told}. Undo the change, or delete the file "
+            "where there is a checkpoint, which has a copy; other settings are another run (--config, --out)."
+        )
     return load_config([values])
 
 
-def read_versions(run_dir: Path) -> dict[str, str]:
-    """Return the versions of packages that a run was last started with; none if it does not say."""
+def _saved_config(run_dir: Path) -> dict[str, Any] | None:
+    """Return the configuration in a run's last intact checkpoint, None if there is none."""
     try:
-        return dict(json.loads((run_dir / "config.json").read_text())["versions"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        saved, _ = checkpoint.read_latest(run_dir / "checkpoints")
+        return dict(saved["session"]["config"])
+    except (InrilError, KeyError, TypeError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+        InrilError: another process is in it.
+    """
+    handle = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InrilError(f"{run_dir} is in use: another process runs there. Wait for it or end it.") from None
+        except OSError:  # some network file systems do not lock directories
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package, Python and what a run depends on."""
+    found = {"inril_ray": __version__, "python": platform.python_version()}
+    for name in ("ray", "torch", "mujoco", "robosuite", "robomimic", "gymnasium", "numpy", "pyarrow", "mlflow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def provenance() -> dict[str, Any]:
     """Return versions, the commit of the source tree, and the machine."""
-    packages = ("ray", "torch", "mujoco", "robosuite", "robomimic", "gymnasium", "numpy", "pyarrow", "mlflow")
-    versions = {"inril_ray": __version__, "python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    source = Path(__file__).resolve().parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=source,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
-        "versions": versions,
-        "commit": git.stdout.strip() or None,
+        "versions": versions(),
+        "commit": _commit(),
         "machine": {"system": platform.platform(), "cpus": available_cpus(), "gpu": _gpu()},
     }
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # git is not installed, or its disk is slow
+        return None
+    return done.stdout.strip() or None
 
 
 def _gpu() -> str | None:

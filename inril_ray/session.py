@@ -23,7 +23,7 @@ from inril_ray.experiment import ExperimentConfig, resolved, task_spec
 from inril_ray.guard import AUDIT_LOG, CollapseGuard
 from inril_ray.media import choose_episode, write_before_and_after
 from inril_ray.metrics import Tracker, checked
-from inril_ray.run_dir import provenance, read_pretrained, write_json
+from inril_ray.run_dir import provenance, read_pretrained, versions, write_json
 from inril_ray.statistics import score_text
 from inril_ray.tracking.jsonl import drop_after, read_metrics
 from inril_ray.types import EpisodeStats, InrilError
@@ -50,6 +50,10 @@ BEST_KEPT = 2
 """States in it: the one before stands in for a damaged one."""
 DISCARDED = "discarded.jsonl"
 """The metrics of iterations that were rolled back."""
+
+
+SAVING_SHARE = 0.02
+"""Of the time, that checkpoints take at most where ``checkpoint.every`` is not set."""
 
 
 class StopRequest:
@@ -102,6 +106,7 @@ class Session:
         self.discarded_env_steps = 0
         self.health: list[str] = []
         self.stopped_by_guard, self._saved_at = False, -1
+        self._save_cost_s, self._saved_when = 0.0, time.perf_counter()
         """The guard has ended the run; the iteration of the newest checkpoint."""
         self._saved_s: float | None = None
         """Seconds of the last checkpoint, until they are logged."""
@@ -118,15 +123,12 @@ class Session:
     def start(self, saved: dict[str, Any] | None) -> None:
         """Restore a checkpoint, or clone and evaluate the base policy and save the first one."""
         if saved is not None:
-            self.backend.load_state_dict(saved["backend"])
-            for name in SAVED:
-                setattr(self, name, saved["session"].get(name, getattr(self, name)))
-            if "guard" in saved["session"]:
-                self.guard.load_state_dict(saved["session"]["guard"])
-            if "log_bytes" in saved["session"]:
-                self._cut_logs(saved["session"]["log_bytes"])
-            self._forget_best_of_another_history()
-            self._saved_at = self.iteration
+            try:
+                self._restore(saved)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise InrilError(
+                    f"The checkpoint in {self.run_dir} was not written by this program, or not for this run: {error!r}."
+                ) from error
             self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
             return
         self._cut_logs({})  # of a start that was cut short
@@ -139,6 +141,7 @@ class Session:
         else:
             self.say(f"Cloning the demonstrations, {self.config.pretrain.num_epochs} epochs …")
             self.cloning = self.backend.pretrain()
+            self.check(health.cloning(self.cloning))
         self._spend("pretrain", start)
         checkpoint.write(self.run_dir / "pretrained", 0, {"policy": self.backend.policy_state()}, keep=1)
         start = time.perf_counter()
@@ -150,6 +153,20 @@ class Session:
         self._judge(self.base)
         size = sum(file.stat().st_size for file in self.save().iterdir())
         self.check(health.checkpoints(size, replay[0] if replay else 0, self._copies(), self.run_dir))
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        session = saved["session"]
+        self.backend.load_state_dict(saved["backend"])
+        for name in SAVED:
+            setattr(self, name, session.get(name, getattr(self, name)))
+        if "first" in session:
+            self._first.load_state_dict(session["first"])
+        if "guard" in session:
+            self.guard.load_state_dict(session["guard"])
+        if "log_bytes" in session:
+            self._cut_logs(session["log_bytes"])
+        self._forget_best_of_another_history()
+        self._saved_at = self.iteration
 
     def log_base(self) -> None:
         """Log the base policy as iteration 0."""
@@ -177,8 +194,7 @@ class Session:
             for phase in ("rollout_s", "rl_s", "il_s", "diagnostics_s"):
                 name = phase.removesuffix("_s")
                 self.phase_s[name] = self.phase_s.get(name, 0.0) + metrics.get(phase, 0.0)
-            if started == 0:
-                self.check(self._first.observe(metrics))
+            self.check(self._first.observe(metrics))
             if started + 2 == self.iteration < last:  # the first one also paid for what is done once
                 left = (time.perf_counter() - start) * (last - self.iteration)
                 self.say(f"About {_duration(left)} to go for {last - self.iteration} iterations, without evaluations.")
@@ -194,16 +210,23 @@ class Session:
                 self._judge(outcome)
             stopping = stop.received
             self._log(metrics)  # first, so that whatever a checkpoint holds is on record
-            if stopping or (self.iteration % self.config.checkpoint.every == 0 and self.iteration < last):
+            if stopping or (self.iteration < last and self._save_is_due()):
                 start = time.perf_counter()
                 self.save()
-                self._saved_s = self._spend("checkpoint", start)
+                self._saved_s = self._save_cost_s = self._spend("checkpoint", start)
+                self._saved_when = time.perf_counter()
             if stopping:
                 raise SystemExit(STOPPED)
         if stop.received:
             self.save()
             raise SystemExit(STOPPED)
         stop.saves = False
+
+    def _save_is_due(self) -> bool:
+        every = self.config.checkpoint.every
+        if every is not None:
+            return self.iteration % every == 0
+        return SAVING_SHARE * (time.perf_counter() - self._saved_when) >= self._save_cost_s
 
     # -- guard --------------------------------------------------------------------------------------------------------
     def _judge(self, outcome: Mapping[str, Any]) -> None:
@@ -327,8 +350,8 @@ class Session:
             "peak_memory_bytes": {**memory, "sum": sum(memory.values())},
             **provenance(),
         }
-        self._film(final)
         write_json(self.run_dir / "summary.json", summary)
+        self._film(final)
         self.say(f"Base policy:  {_text(self.base)}")
         self.say(f"Final policy: {_text(final)}")
         return summary
@@ -353,6 +376,7 @@ class Session:
 
     def _tree(self) -> dict[str, Any]:
         session = {name: getattr(self, name) for name in SAVED} | {"guard": self.guard.state_dict()}
+        session |= {"first": self._first.state_dict(), "config": resolved(self.config), "versions": versions()}
         paths = (self.run_dir / name for name in (AUDIT_LOG, DISCARDED))
         session["log_bytes"] = {path.name: path.stat().st_size for path in paths if path.is_file()}
         return {"backend": self.backend.state_dict(), "session": session}

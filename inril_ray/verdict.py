@@ -36,6 +36,31 @@ RunOne = Callable[[ExperimentConfig, Path, bool], dict[str, Any]]
 """(config, run directory, resume) -> summary."""
 
 
+def checked(
+    layers: Sequence[Mapping[str, Any]], seeds: Sequence[int], arms: Sequence[str] = DEFAULT_ARMS
+) -> ExperimentConfig:
+    """Look at what a verdict is asked for before anything runs; return the configuration of its IN-RIL arm.
+
+    Raises:
+        InrilError: see :func:`verdict`.
+    """
+    if len(seeds) < MIN_SEEDS or len(set(seeds)) != len(seeds):
+        raise InrilError(f"seeds = {list(seeds)}: a verdict needs at least {MIN_SEEDS} different seeds.")
+    config = load_config(layers)
+    if config.schedule in ("rl_only", "bc_reg"):
+        raise InrilError(
+            f"schedule = {config.schedule!r}: this is an arm of its own; configure the interleaving to compare it with."
+        )
+    if CONTROL not in arms or len(arms) < 2 or not set(arms) <= ARMS.keys():
+        raise InrilError(
+            f"arms = {list(arms)}: {CONTROL} and at least one of {', '.join(a for a in ARMS if a != CONTROL)}."
+        )
+    for arm in arms:
+        for seed in seeds:
+            load_config([*layers, {"seed": seed}, ARMS[arm][1]])
+    return config
+
+
 def verdict(
     layers: Sequence[Mapping[str, Any]],
     directory: Path,
@@ -64,19 +89,7 @@ def verdict(
         InrilError: too few or repeated seeds, arms that make no sense for this configuration, or the directory is of
             another one.
     """
-    if len(seeds) < MIN_SEEDS or len(set(seeds)) != len(seeds):
-        raise InrilError(f"seeds = {list(seeds)}: a verdict needs at least {MIN_SEEDS} different seeds.")
-    config = load_config(layers)
-    if config.schedule in ("rl_only", "bc_reg"):
-        raise InrilError(
-            f"schedule = {config.schedule!r}: this is an arm of its own; configure the interleaving to compare it with."
-        )
-    if CONTROL not in arms or len(arms) < 2 or not set(arms) <= ARMS.keys():
-        raise InrilError(
-            f"arms = {list(arms)}: {CONTROL} and at least one of {', '.join(a for a in ARMS if a != CONTROL)}."
-        )
-    for arm in arms:  # before anything runs
-        load_config([*layers, ARMS[arm][1]])
+    config = checked(layers, seeds, arms)
     base_dir = _base_policy(layers, config, directory, run_one, say)
     summaries: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     paths: dict[str, list[str]] = {arm: [] for arm in arms}

@@ -93,7 +93,7 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
         striker.join()
     records = read_metrics(path)
     repeated = len(iterations) - len(set(iterations))
-    if repeated > config.checkpoint.every:
+    if repeated > (config.checkpoint.every or 1):
         problems.append(f"{repeated} iterations lost")
     return Drill(
         fault=fault,

@@ -187,7 +187,7 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
             DAMAGES[fault](checkpoint.newest(path / "checkpoints"), rng)
             found.pop()
     repeated = max(0, int(max((r["iteration"] for r in read_metrics(path)), default=0)) - max(found, default=0))
-    if repeated > config.checkpoint.every * (2 if fault in DAMAGES else 1):
+    if repeated > (config.checkpoint.every or 1) * (2 if fault in DAMAGES else 1):
         problems.append(f"{repeated} iterations lost")
     message, restarts = (_said(log, ENDED) if inside or fault == "cluster" else ""), 0
     if status and not message and fault not in ("driver", *DAMAGES):

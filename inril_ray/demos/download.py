@@ -210,7 +210,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     announced: str | None = None
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """Note the checksum, then go on as usual."""
+        """Note the checksum, then go on as usual, but never from https to a connection that can be tampered with."""
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise urllib.error.URLError(f"it redirects to {newurl}, which is not https")
         self.announced = self.announced or _checksum(headers)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -26,9 +26,34 @@ def open_hdf5(path: Path) -> Any:
     if not path.is_file():
         raise DemoError(path, "does not exist.")
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         raise DemoError(path, f"is not a complete HDF5 file ({error}).") from None
+    try:
+        _stay_inside(path, file)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _stay_inside(path: Path, file: Any) -> None:
+    """Refuse a file that has its content in other ones: HDF5 would follow it to whatever the user may read.
+
+    Raises:
+        DemoError: a link or an array leads outside; names it.
+    """
+
+    def link(name: str, found: Any) -> str | None:
+        return name if isinstance(found, h5py.ExternalLink) else None
+
+    def node(name: str, found: Any) -> str | None:
+        return name if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external) else None
+
+    if name := file.visititems_links(link):
+        raise DemoError(path, "is a link to another file, which is not followed.", field=name)
+    if name := file.visititems(node):
+        raise DemoError(path, "has its values in another file, which is not read.", field=name)
 
 
 def content(path: Path, node: Any, *, episode: str | None, field: str) -> np.ndarray:

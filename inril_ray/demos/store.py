@@ -211,8 +211,10 @@ def convert(path: Path, target: Path, expectation: Expectation | None, selection
     """Convert a demonstration file to one Arrow file, which appears only when it is complete.
 
     Raises:
-        DemoError: the file can't be used; nothing is left at ``target``.
+        DemoError: the file can't be used, or ``target`` is a file of something else; nothing is changed.
     """
+    if target.exists() and not (target.is_file() and _is_arrow(target)):
+        raise DemoError(target, "exists and is not a converted data set; choose another name.")
     arrays = read_source(path, expectation, selection)
     write_arrow(arrays, target)
     return arrays

@@ -6,6 +6,7 @@ It never touches tensors. Fragments go from worker to learner by reference; the 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from inril_ray.distributed.demo_service import DemoService
 from inril_ray.distributed.gauges import GaugeTracker
 from inril_ray.distributed.weights import WeightRefs
 from inril_ray.distributed.workers import FragmentMeta, LearnerActor, RolloutWorker
-from inril_ray.experiment import ExperimentConfig
+from inril_ray.experiment import ExperimentConfig, task_spec
 from inril_ray.metrics import Tracker
 from inril_ray.threads import available_cpus
 from inril_ray.types import EpisodeStats, InrilError
@@ -198,14 +199,17 @@ class RayBackend:
         self._finished_at = [0.0] * len(self.workers)
         while len(fragments) < len(self.workers):
             waiting = {f.meta: i for i, f in self._flights.items() if i not in fragments}
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+            done, rest = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+            # All that have finished, since deadlines are looked at next: while the learner worked they may have passed.
+            done += ray.wait(rest, num_returns=len(rest), timeout=0.0)[0] if rest else []
             for ref in done:
                 index = waiting[ref]
                 try:
                     flight = self._flights[index]
-                    meta: FragmentMeta = ray.get(ref)
-                    self._states[index] = ray.get(flight.state)
-                except (RayActorError, RayTaskError, ObjectLostError) as error:
+                    timeout_s = self.config.compute.rollout_timeout_s
+                    meta: FragmentMeta = ray.get(ref, timeout=timeout_s)
+                    self._states[index] = ray.get(flight.state, timeout=timeout_s)
+                except (RayActorError, RayTaskError, ObjectLostError, GetTimeoutError) as error:
                     self._replace(index, _first_line(error))
                     self._launch(index)
                     continue
@@ -304,7 +308,7 @@ class RayBackend:
 
     def evaluate(self, num_episodes: int) -> EpisodeStats:
         """Evaluate the current policy on all workers; a worker that fails is replaced and asked again."""
-        timeout_s = self.config.compute.rollout_timeout_s
+        timeout_s = self._evaluation_timeout_s(num_episodes)
         calls = [worker.evaluate.remote(self._refs, num_episodes) for worker in self.workers]
         parts = []
         for index, call in enumerate(calls):
@@ -317,6 +321,14 @@ class RayBackend:
                     self._flights.pop(index, None)
                     call = self.workers[index].evaluate.remote(self._refs, num_episodes)
         return _in_order(parts, self.config.evaluation.num_envs)
+
+    def _evaluation_timeout_s(self, num_episodes: int) -> float:
+        """Return the time that a worker has for its share: that of a rollout as long, and of one in flight."""
+        config = self.config
+        horizon = getattr(config.actor, "action_horizon", config.actor.prediction_horizon)
+        rounds = math.ceil(num_episodes / config.evaluation.num_envs)
+        decisions = rounds * math.ceil(task_spec(config).max_episode_steps / horizon)
+        return config.compute.rollout_timeout_s * (1.0 + max(1.0, decisions / config.rollout.num_decisions))
 
     def policy_state(self) -> dict[str, Any]:
         """Return all weights of the policy."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from inril_ray.checkpoint import replace_text
 
 VOID = {"img", "meta", "source"}
 STYLE = """
@@ -143,7 +144,5 @@ def page(title: str, *children: object) -> Html:
 
 def write_page(path: Path, document: Html) -> Path:
     """Write a file that appears only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(document, encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, document)
     return path

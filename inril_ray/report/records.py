@@ -38,7 +38,7 @@ def read_records(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:
 def read_decisions(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a guard's log that can be read."""
     try:
-        return [entry for entry in read_lines(path) if isinstance(entry, dict)]
+        return read_lines(path)
     except (OSError, ValueError):
         return []
 

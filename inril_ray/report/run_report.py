@@ -385,7 +385,7 @@ def _pictures(folder: Path) -> Html:
     record, _ = read_tree(folder / "media.json")
     figures = []
     for name in ("before", "after"):
-        found = next((p for end in MEDIA_TYPES if (p := folder / f"{name}{end}").is_file()), None)
+        found = next((p for end in MEDIA_TYPES if (p := folder / f"{name}{end}").is_file() and inside(p, folder)), None)
         if found is not None:
             caption = tag("figcaption", f"{name.capitalize()} fine-tuning: {_text(record.get(name))}")
             figures.append(tag("figure", caption, embedded(found, f"Evaluation episode {name} fine-tuning")))
@@ -395,6 +395,11 @@ def _pictures(folder: Path) -> Html:
     caution = " One chosen episode illustrates; the intervals above are the result." if figures else ""
     shown = tag("div", *figures, class_="charts")
     return section("One episode before and after", shown, tag("p", about, caution, class_="note"))
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Tell whether a file is where it seems to be: a link in somebody's run could show a file of the reader's own."""
+    return path.resolve().is_relative_to(folder.parent.resolve())
 
 
 def embedded(path: Path, label: str) -> Html:

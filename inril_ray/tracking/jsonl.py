@@ -32,21 +32,33 @@ class JsonlTracker:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the records of a run; a last line that a crash cut short is left out."""
+    """Return the records of a run that can be read; see :func:`read_lines`."""
     return read_lines(run_dir / FILE)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file, none if it is not there; a last line that a crash cut short is left out."""
+    """Return the records of a file, none if it is not there; lines that were cut short or damaged are left out."""
     if not path.is_file():
         return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    return [record for record in map(_record, _lines(path)) if record is not None]
+
+
+def damaged_lines(run_dir: Path) -> int:
+    """Count the lines of a run's record that can't be read, but for the last, which a crash may have cut short."""
+    path = run_dir / FILE
+    return sum(_record(line) is None for line in _lines(path)[:-1]) if path.is_file() else 0
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").split("\n")
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def drop_final(run_dir: Path, iteration: int) -> None:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from inril_ray.checkpoint import replace_text
 from inril_ray.tracking.base import TrackerContext
@@ -28,6 +29,7 @@ KEPT = 200_000
 """Metrics that wait for a server that does not answer; the oldest are given up."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 1800.0
 """Between attempts to reach a server that failed: twice as long after each."""
+CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 FORGOTTEN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What a server says of a run that it does not know, or that was deleted."""
 
@@ -36,8 +38,9 @@ def connect(uri: str) -> Any:
     """Return a client of a store or tracking server, without its chatter.
 
     Raises:
-        InrilError: a store can't be opened.
+        InrilError: a store can't be opened, or the user's credentials are not for this server.
     """
+    _keep_credentials(uri)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -48,11 +51,25 @@ def connect(uri: str) -> Any:
 
     for name in ("alembic", "mlflow"):  # notes on creating the store are not for our users; importing sets the level
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # raises what it logs, which becomes a sentence
-        logging.CRITICAL
-    )  # raises what it logs, which becomes a sentence
+    # It logs what it raises, which becomes a sentence here.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with _answering(uri):
         return MlflowClient(tracking_uri=uri)
+
+
+def _keep_credentials(uri: str) -> None:
+    """Refuse a server that the environment's credentials are not meant for: MLflow would send them anywhere.
+
+    Raises:
+        InrilError: there are credentials, and ``MLFLOW_TRACKING_URI`` does not name this server.
+    """
+    held = [name for name in CREDENTIALS if os.environ.get(name)]
+    there, meant = urlsplit(uri), urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if there.scheme in ("http", "https") and held and there[:2] != meant[:2]:
+        raise InrilError(
+            f"tracking.mlflow_uri = {uri!r}: {held[0]} would be sent there. If it is meant for this server, set "
+            f"MLFLOW_TRACKING_URI={there.scheme}://{there.netloc} in the environment as well; else unset {held[0]}."
+        )
 
 
 def _run_of(

@@ -125,6 +125,7 @@ def driver_of(run_dir: Path) -> int:
 
 
 @pytest.mark.drill
+@pytest.mark.timeout(900)
 def test_a_job_is_followed_stopped_killed_and_goes_on_where_it_was(head: Head, tmp_path: Path) -> None:
     config, out = tmp_path / "long.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(LONG))

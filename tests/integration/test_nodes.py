@@ -49,6 +49,7 @@ def cluster() -> Iterator[Cluster]:
         cluster.add_node(num_cpus=1, num_gpus=1)
         for _ in range(2):
             cluster.add_node(num_cpus=2)
+        ray.shutdown()  # of a module before
         ray.init(address=cluster.address)
         yield cluster
         ray.shutdown()

