@@ -214,6 +214,7 @@ def parser() -> argparse.ArgumentParser:
     chaos.add_argument("--faults", nargs="+", metavar="FAULT", help="such as worker learner 'full disk' (default: all)")
     chaos.add_argument("--repetitions", type=int, default=1, help="of each (default: 1)")
     chaos.add_argument("--task", default="robomimic/lift")
+    chaos.add_argument("--demos", help="demonstration file, for a task that ships none")
     chaos.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     chaos.add_argument("--out", type=Path, help="new directory (default: runs/chaos-TIME)")
     chaos.set_defaults(command=_chaos)
@@ -389,7 +390,7 @@ def _chaos(arguments: argparse.Namespace) -> None:
     from inril_ray.chaos import FAULTS, TINY, chaos
     from inril_ray.experiment import load_config
 
-    config = load_config([TINY, {"task": arguments.task}])
+    config = load_config([TINY, {"task": arguments.task, "demos": arguments.demos}])
     out = arguments.out or _default_out("chaos")
     reports = chaos(config, out, arguments.faults or FAULTS, arguments.repetitions, arguments.seed)
     failed = sum(not report.passed for report in reports)

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from inril_ray.types import InrilError
 
 T = TypeVar("T")
-NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError)
+NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError)
 """What PyYAML raises on text that it can't read: beside its own error whatever Python says of a date or a number."""
 
 

@@ -125,7 +125,7 @@ class Session:
         if saved is not None:
             try:
                 self._restore(saved)
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise InrilError(
                     f"The checkpoint in {self.run_dir} was not written by this program, or not for this run: {error!r}."
                 ) from error

@@ -1,4 +1,4 @@
-"""How many cases property-based tests generate: few in `make test`, thousands in `make fuzz`."""
+"""How many cases property-based tests generate, few in `make test`, thousands in `make fuzz`, and what of."""
 
 from __future__ import annotations
 
@@ -7,9 +7,29 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 FACTOR = int(os.environ.get("INRIL_FUZZ", "1"))
 """Multiplies the cases of every test; above 1 they differ from run to run."""
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
+plain = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    words,
+    st.sampled_from(
+        ["robomimic/lift", "dppo", "upgrad", "adaptive", "../../etc/passwd", "~", "1e-3", "nan", "off", ""]
+    ),
+)
+values = st.recursive(plain, lambda v: st.lists(v, max_size=3) | st.dictionaries(words, v, max_size=3), max_leaves=6)
+
+
+def paths_of(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every node of nested mappings and lists."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [prefix, *(path for key, value in items for path in paths_of(value, (*prefix, key)))]
 
 
 def cases(number: int) -> Any:

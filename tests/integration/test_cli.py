@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -156,6 +157,40 @@ def test_what_the_disk_refuses_a_thread_is_one_sentence(
     )
 
 
+@pytest.mark.parametrize("reads", [1, 6])
+def test_a_run_goes_on_when_nobody_reads_its_output(tiny_file: Path, tmp_path: Path, reads: int) -> None:
+    command = [sys.executable, "-m", "inril_ray.cli", "train", "--config", tiny_file, "--local", "--out", tmp_path]
+    with subprocess.Popen(
+        [*command, "--set", "tracking.trackers=[console,jsonl]"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for _ in range(reads):
+            process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 0
+    assert said.splitlines() == ["inril: nobody reads the output any longer; the command goes on."]
+    assert (tmp_path / "summary.json").is_file() and (tmp_path / "report.html").is_file()
+
+
+def test_names_from_files_do_not_reach_the_terminal_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.hdf5"
+    assert inril("demos", "make", "robomimic/lift", "--out", file, "--num", 2, "--max-steps", 60) == 0
+    with h5py.File(file, "r+") as data:
+        about = json.loads(data["data"].attrs["env_args"])
+        data["data"].attrs["env_args"] = json.dumps({**about, "env_name": "Lift\x1b[2J\x07"})
+    capsys.readouterr()
+    inril("demos", "inspect", file)
+    inril("demos", "inspect", file, "--task", "robomimic/lift")
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err and "\\x1b[2J\\x07" in said.out + said.err
+
+
 def test_help_is_fast_and_loads_nothing_heavy() -> None:
     code = (
         "import sys, inril_ray.cli as c; c.parser(); "
@@ -179,7 +214,7 @@ def test_flags_are_frozen() -> None:
         "verdict": sorted([*shared, "--seeds", "--out", "--bc-reg", "--local"]),
         "sweep": ["--help", "--local", "--max-hours", "--out"],
         "demos": ["--help"],
-        "chaos": ["--faults", "--help", "--out", "--repetitions", "--seed", "--task"],
+        "chaos": ["--demos", "--faults", "--help", "--out", "--repetitions", "--seed", "--task"],
         "report": ["--help"],
         "doctor": ["--help"],
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy as copy_module
 import json
 import os
 import shutil
@@ -11,7 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inril_ray import checkpoint, media
 from inril_ray.backend import LocalBackend
@@ -23,6 +28,7 @@ from inril_ray.run_dir import claimed, read_config
 from inril_ray.session import Session
 from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.types import InrilError
+from tests.fuzzing import cases, paths_of, plain
 from tests.integration.conftest import TINY
 
 pytestmark = pytest.mark.sim
@@ -144,6 +150,44 @@ def test_a_forged_checkpoint_is_a_sentence(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def opened(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, dict[str, Any]]:
+    """A session that could go on from the finished run, and the checkpoint."""
+    config = read_config(finished)
+    backend = LocalBackend(config, _demos())
+    session = Session(config, tmp_path_factory.mktemp("spoiled"), backend, [], lambda _: None)
+    return session, checkpoint.read_latest(finished / "checkpoints")[0]
+
+
+edits = st.lists(
+    st.tuples(st.integers(0, 10**6), st.booleans(), plain | st.sampled_from(["{}", "[]", "array"])),
+    min_size=1,
+    max_size=3,
+)
+
+
+@cases(20)
+@given(edits=edits)
+def test_any_spoiled_checkpoint_is_taken_or_explained(
+    opened: tuple[Session, dict[str, Any]], edits: list[tuple[int, bool, Any]]
+) -> None:
+    """One whose hashes fit: whoever forges values forges these, too."""
+    session, tree = opened
+    spoiled = copy_module.deepcopy(tree)
+    for place, removes, value in edits:
+        paths = [path for path in paths_of(spoiled) if path]
+        *above, last = paths[place % len(paths)]
+        parent = spoiled
+        for key in above:
+            parent = parent[key]
+        if removes:
+            del parent[last]
+        else:
+            parent[last] = {"{}": {}, "[]": [], "array": np.zeros((2, 0))}.get(value, value)
+    with contextlib.suppress(InrilError):
+        session.start(spoiled)
+
+
 # -- odd machines -----------------------------------------------------------------------------------------------------
 def test_git_is_not_needed(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
     monkeypatch.setenv("PATH", os.devnull)
@@ -166,7 +210,7 @@ def test_a_film_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr(media.os, "replace", stops)
     with pytest.raises(KeyboardInterrupt):
-        media.write_video(tmp_path / "a.mp4", [media.np.zeros((32, 32, 3), media.np.uint8)] * 3, fps=10)
+        media.write_video(tmp_path / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 3, fps=10)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,7 +255,7 @@ def test_a_loss_of_cloning_that_is_not_finite_costs_its_step(
     assert summary["cloning"]["bc_dropped_steps"] == 1.0
     assert any(text.startswith("1 steps of the cloning had gradients") for text in summary["health"])
     weights = checkpoint.read(tmp_path / "pretrained" / "iteration_000000")["policy"]
-    assert all(media.np.isfinite(value).all() for value in weights.values())
+    assert all(np.isfinite(value).all() for value in weights.values())
 
 
 def test_without_cloning_one_too(monkeypatch: pytest.MonkeyPatch) -> None:

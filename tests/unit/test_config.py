@@ -219,12 +219,29 @@ def test_a_password_stays_out_of_what_is_printed_and_saved():
         "https://me:[hunter2@tracking.example/x",
         "https://hunter2@tracking.example",
         "postgresql://db/x?user=me&password=hunter2",
+        "mysql+pymysql://db/x?passphrase=hunter2",
+        "http://tracking.example/?api_key=hunter2",
+        "https://tracking.example/x?sig=hunter2",
+        "HTTPS://tracking.example/x?anything=hunter2",
     ):
         with pytest.raises(InrilError, match="MLFLOW_TRACKING_PASSWORD") as caught:
             load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": secret}}])
         assert "hunter2" not in str(caught.value)
     for uri in ("https://tracking.example:5000/x", "sqlite:////tmp/a@b.db", "databricks", "file:///tmp/mlruns"):
         assert load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": uri}}]).tracking.mlflow_uri == uri
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2020-13-45", "!!int foo", "!!timestamp foo", "9" * 5000, "[" * 3000, "!!float x", "!!binary x", "!!bool x"],
+)
+def test_text_that_python_can_not_read_is_a_sentence(tmp_path: Path, text: str):
+    """PyYAML hands over what Python says of it."""
+    with pytest.raises(InrilError, match="not valid YAML"):
+        parse_overrides([f"seed={text}"])
+    (tmp_path / "bad.yaml").write_text(f"seed: {text}\n")
+    with pytest.raises(InrilError, match="not valid YAML"):
+        read_yaml(tmp_path / "bad.yaml")
 
 
 def test_read_yaml(tmp_path: Path):

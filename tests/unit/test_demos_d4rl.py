@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,34 @@ def test_a_published_file_is_split_on_terminals_and_timeouts(tmp_path: Path) -> 
     assert "cut off by the end of the recording" in warnings[0]
     assert "returns can differ slightly" in warnings[1]
     assert arrays.info.metadata["score_range"] == [-20.272305, 3234.3]
+
+
+@pytest.mark.parametrize("kind", ["external", "virtual", "link", "link_above"])
+def test_other_files_of_the_user_are_not_read(tmp_path: Path, kind: str) -> None:
+    path, secret = flat_file(tmp_path / "hopper_medium-v2.hdf5", (3, 4, 5)), tmp_path / "secret"
+    if kind == "external":
+        os.mkfifo(secret)  # reading it would wait for ever
+    with h5py.File(path, "r+") as file, contextlib.ExitStack() as stack:
+        if kind != "external":
+            other = stack.enter_context(h5py.File(secret, "w"))
+            other["g/x"] = np.arange(12.0)
+        shape = file["rewards"].shape
+        if kind == "link_above":
+            file["infos"] = h5py.ExternalLink(str(secret), "/g")
+        else:
+            del file["rewards"]
+        if kind == "external":
+            file.create_dataset("rewards", shape=shape, dtype="u4", external=[(str(secret), 0, 4 * shape[0])])
+        elif kind == "link":
+            file["rewards"] = h5py.ExternalLink(str(secret), "/g/x")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(shape=shape, dtype="f8")
+            layout[:] = h5py.VirtualSource(str(secret), "g/x", shape=shape)
+            file.create_virtual_dataset("rewards", layout)
+    for use in (lambda: load(path, EXPECTATION), lambda: D4rlHdf5.inspect(path)):
+        with pytest.raises(DemoError, match="another file") as caught:
+            use()
+        assert caught.value.field == ("infos" if kind == "link_above" else "rewards")
 
 
 def test_without_timeouts_there_is_a_warning(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import http.server
 import re
 import socket
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 from inril_ray.cli import main
 from inril_ray.demos import download as module
-from inril_ray.demos.download import SIGNATURES, SOURCES, Source, download, source
+from inril_ray.demos.download import SIGNATURES, SOURCES, Source, _Redirects, download, source
 from inril_ray.types import InrilError
 
 METADATA = b'{"total_episodes": 1}'
@@ -257,3 +259,10 @@ def test_the_files_of_a_directory(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "hammer_human" / "data" / "main_data.hdf5").read_bytes() == CONTENT
     asked = [("/hammer/data/metadata.json", None), ("/hammer/data/main_data.hdf5", None)]
     assert server.requests == [*asked, ("/hammer/data/main_data.hdf5", "bytes=300000-")]
+
+
+def test_a_secure_connection_stays_one() -> None:
+    redirects, request = _Redirects(), urllib.request.Request("https://example.org/a")
+    assert redirects.redirect_request(request, None, 302, "", {}, "https://example.org/b").full_url.endswith("/b")
+    with pytest.raises(urllib.error.URLError, match="redirects to http://example.org/b, which is not https"):
+        redirects.redirect_request(request, None, 302, "", {}, "http://example.org/b")

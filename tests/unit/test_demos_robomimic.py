@@ -314,7 +314,12 @@ MALFORMED: dict[str, tuple[Callable[[Any], None], str | None, str | None, str]] 
     ),
     "text_rewards": (replace("data/demo_1/rewards", ["high"] * 7), "demo_1", "rewards", "not numbers"),
     "dangling_link": (replace("data/demo_1/actions", h5py.SoftLink("/nowhere")), "demo_1", None, "damaged"),
-    "other_file_missing": (replace("data/demo_1", h5py.ExternalLink("gone.hdf5", "/x")), None, None, "damaged"),
+    "other_file_missing": (
+        replace("data/demo_1", h5py.ExternalLink("gone.hdf5", "/x")),
+        None,
+        "data/demo_1",
+        "another file",
+    ),
     "mask_names_absent": (replace("mask/valid", [b"demo_9"]), None, "mask/valid", r"\['demo_9'\]"),
     "mask_a_number": (replace("mask/valid", 1.0), None, "mask/valid", "not a list of episode names"),
     "mask_not_text": (replace("mask/valid", np.array([b"\xff\xfe"])), None, "mask/valid", "not a list of episode"),

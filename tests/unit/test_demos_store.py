@@ -319,3 +319,16 @@ def test_a_column_that_never_changes_has_a_range() -> None:
     stats = DemoStore(dataclasses.replace(arrays, obs=obs), 2).normalizer_stats()
     assert (stats.obs_low[0], stats.obs_high[0]) == (-0.75, 1.25)
     np.testing.assert_array_equal(stats.obs_low[1:], obs[:, 1:].min(axis=0))
+
+
+@pytest.mark.parametrize("name", ["source", "notes.txt", "folder"])
+def test_a_file_of_something_else_is_not_replaced(source: Path, tmp_path: Path, name: str) -> None:
+    target = source if name == "source" else tmp_path / name
+    if name == "folder":
+        target.mkdir()
+    elif name != "source":
+        target.write_text("mine")
+    before = target.read_bytes() if target.is_file() else b""
+    with pytest.raises(DemoError, match="exists and is not a converted data set"):
+        convert(source, target, EXPECTATION)
+    assert (target.read_bytes() if target.is_file() else b"") == before

@@ -29,27 +29,9 @@ from inril_ray.experiment import ExperimentConfig, load_config, resolved
 from inril_ray.run_dir import read_config
 from inril_ray.sweep import SweepConfig, read_sweep, settings_of, trial_config
 from inril_ray.types import InrilError
-from tests.fuzzing import cases
+from tests.fuzzing import cases, paths_of, plain, values, words
 
 ROOT = Path(__file__).resolve().parents[2]
-words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
-plain = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.floats(),
-    words,
-    st.sampled_from(
-        ["robomimic/lift", "dppo", "upgrad", "adaptive", "../../etc/passwd", "~", "1e-3", "nan", "off", ""]
-    ),
-)
-values = st.recursive(plain, lambda v: st.lists(v, max_size=3) | st.dictionaries(words, v, max_size=3), max_leaves=6)
-
-
-def paths_of(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path of every node of nested mappings and lists."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [prefix, *(path for key, value in items for path in paths_of(value, (*prefix, key)))]
 
 
 @st.composite
@@ -82,6 +64,29 @@ def accepted(config: ExperimentConfig) -> None:
     assert fingerprint(resolved(again)) == fingerprint(resolved(config))
 
 
+TAGS = (
+    "int",
+    "float",
+    "bool",
+    "null",
+    "timestamp",
+    "binary",
+    "set",
+    "omap",
+    "pairs",
+    "seq",
+    "map",
+    "str",
+    "python/none",
+)
+odd = st.one_of(
+    st.builds("!!{} {}".format, st.sampled_from(TAGS), words),
+    st.from_regex(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ][0-9:.+-]{1,12})?", fullmatch=True),
+    st.from_regex(r"[0-9a-fxob_:.e+-]{1,20}", fullmatch=True),
+)
+"""Scalars that PyYAML gives to Python, which may not like them."""
+
+
 # -- configurations ---------------------------------------------------------------------------------------------------
 @cases(20)
 @given(tree=spoiled(GOOD))
@@ -95,7 +100,14 @@ def test_any_configuration_is_accepted_or_explained(tree: Any) -> None:
 
 
 @cases(13)
-@given(text=st.one_of(words, st.binary(max_size=60), values.map(lambda v: yaml.safe_dump(v, allow_unicode=True))))
+@given(
+    text=st.one_of(
+        words,
+        odd.map("seed: {}".format),
+        st.binary(max_size=60),
+        values.map(lambda v: yaml.safe_dump(v, allow_unicode=True)),
+    )
+)
 def test_any_configuration_file_is_accepted_or_explained(tmp_path_factory: Any, text: str | bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
     path = folder / "fuzzed.yaml"
@@ -104,7 +116,7 @@ def test_any_configuration_file_is_accepted_or_explained(tmp_path_factory: Any, 
 
 
 @cases(20)
-@given(items=st.lists(st.one_of(words, st.builds("{}={}".format, words, plain)), max_size=4))
+@given(items=st.lists(st.one_of(words, st.builds("{}={}".format, words, plain | odd)), max_size=4))
 def test_any_override_is_parsed_or_explained(items: list[str]) -> None:
     with contextlib.suppress(InrilError):
         assert isinstance(parse_overrides(items), dict)

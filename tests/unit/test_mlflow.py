@@ -153,6 +153,24 @@ def test_a_server_that_is_not_there_at_the_start_is_named(tmp_path: Path, monkey
         mlflow.MlflowTracker(context(tmp_path, "http://127.0.0.1:9"))
 
 
+@pytest.mark.parametrize("name", mlflow.CREDENTIALS)
+def test_credentials_go_to_their_own_server_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A configuration that somebody sent must not collect them."""
+    monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for other in ("", "https://127.0.0.1:9", "http://127.0.0.1:90"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+        with pytest.raises(
+            InrilError, match=f"{name} would be sent there.*MLFLOW_TRACKING_URI=http://127.0.0.1:9 "
+        ) as e:
+            mlflow.MlflowTracker(context(tmp_path, "http://127.0.0.1:9/x"))
+        assert "hunter2" not in str(e.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(InrilError, match="does not answer"):  # now it was asked
+        mlflow.MlflowTracker(context(tmp_path, "http://127.0.0.1:9/x"))
+    mlflow.MlflowTracker(context(tmp_path))  # files need none
+
+
 def test_a_store_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow itself can't go on with a store whose tables were not all made, as a kill or a full disk leaves it."""
 

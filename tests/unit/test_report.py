@@ -340,6 +340,26 @@ def test_pictures(tmp_path):
     assert "Evaluation episode 4." in page.flat
 
 
+def test_a_link_in_a_run_shows_no_file_of_the_reader(tmp_path):
+    media = write_run(tmp_path / "run") / "media"
+    media.mkdir()
+    (tmp_path / "secret").write_bytes(b"mine")
+    (media / "before.png").symlink_to(tmp_path / "secret")
+    (media / "after.png").write_bytes(b"png")
+    page = read(write_run_report(tmp_path / "run"))
+    assert page.tags.count("img") == 1
+    assert base64.b64encode(b"mine").decode() not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_report_that_can_not_be_written_leaves_nothing(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "report.html").mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError):
+        write_run_report(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_verdict_report_holds_the_numbers(tmp_path):
     page = read(write_verdict_report(write_verdict(tmp_path)))
     for expected in (

@@ -107,3 +107,9 @@ def test_arms_that_make_no_sense_are_refused_before_anything_runs(
     with pytest.raises(InrilError, match=message):
         verdict([{"task": "robomimic/lift"}, changes], tmp_path, seeds=(0, 1, 2), run_one=refuse, arms=arms)
     assert not list(tmp_path.iterdir())
+
+
+def test_seeds_that_are_none_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(InrilError, match="seed = -3"):
+        verdict([{"task": "robomimic/lift"}], tmp_path, seeds=(1, 2, -3), run_one=refuse)
+    assert not list(tmp_path.iterdir())
