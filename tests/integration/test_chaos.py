@@ -7,11 +7,13 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from inril_ray import chaos, checkpoint
 from inril_ray.backend import LocalBackend
@@ -83,6 +85,49 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_it_goes_on_exactly(tmp_pat
     drilled = processes.drill("full disk", 0, CONFIG, tmp_path / "run", whole, random.Random(0))
     assert drilled.passed and drilled.struck and drilled.restarts == 1
     assert drilled.message.startswith("Cannot write checkpoint") and "File too large" in drilled.message
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A real disk of a given size, in memory; asked again, it becomes larger."""
+    place, mounted = tmp_path / "disk", False
+    place.mkdir()
+
+    def resize(size: str) -> Path:
+        nonlocal mounted
+        options = f"remount,size={size}" if mounted else f"size={size}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, text=True)
+        if done.returncode and not mounted:
+            pytest.skip(f"a disk can't be mounted here: {done.stderr.strip()}")
+        mounted = True
+        return place
+
+    yield resize
+    if mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("size", ["300k", "1120k", "1200k", "1280k", "1440k", "1600k"])
+def test_a_disk_that_is_full_at_any_moment_costs_nothing(
+    small_disk: Callable[[str], Path], tmp_path: Path, whole: Path, size: str
+) -> None:
+    """With every tracker and pictures: the smaller the disk, the earlier; MLflow's empty store alone has 960 kB."""
+    own = {"tracking": {"trackers": ["console", "jsonl", "tensorboard", "mlflow"]}, "video": True}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**chaos.TINY, "task": "robomimic/lift", **own}))
+    out = small_disk(size) / "run"
+    command = [sys.executable, "-m", "inril_ray.cli", "train", "--local", "--config", tmp_path / "config.yaml"]
+    first = subprocess.run([*command, "--out", out], capture_output=True, text=True, check=False)
+    assert first.returncode == 1
+    assert "Traceback" not in first.stderr and first.stderr.splitlines()[-1].startswith("inril: "), first.stderr
+    assert "No space left on device" in first.stderr or "disk is full" in first.stderr, first.stderr
+    assert not list(out.parent.rglob("*.partial*"))
+    small_disk("8m")
+    second = subprocess.run([*command, "--out", out], capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert result.same(out, whole, 6)
+    assert (out / "report.html").is_file()
 
 
 def test_processes_that_stay_are_told() -> None:
