@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command goes on), 130 interrupted.
     """
     limit_native_threads()
-    arguments = parser().parse_args(argv)
+    top = parser()
+    arguments = top.parse_args(argv)
+    for name, value in vars(arguments).items():
+        if not _is_text(str(value)):
+            top.error(f"{name} is {str(value)!r}, which is not UTF-8")
     before, threading.excepthook = threading.excepthook, _tell_of_thread
     try:
         if arguments.command in (_train, _verdict, _sweep, _chaos):
@@ -65,6 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         threading.excepthook = before
     return 0
+
+
+def _is_text(value: str) -> bool:
+    """Tell whether an argument can be printed and written to a file; names of files may be any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(text: str) -> str:
@@ -325,6 +338,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         config = load_config([merge(resolved(config), {"env": {"backend": arguments.backend}})])
     if arguments.episodes < 1:
         raise InrilError(f"--episodes {arguments.episodes}: at least 1 is needed.")
+    if arguments.video and arguments.video.suffix != ".mp4":
+        raise InrilError(f"--video {arguments.video}: an .mp4 is written.")
     if arguments.policy == "base":
         weights = read_pretrained(arguments.run)
     else:

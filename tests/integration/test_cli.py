@@ -191,6 +191,17 @@ def test_names_from_files_do_not_reach_the_terminal_as_they_are(
     assert "\x1b" not in said.out + said.err and "\\x1b[2J\\x07" in said.out + said.err
 
 
+def test_an_argument_that_is_no_text_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        inril("train", "--task", "robomimic/lift", "--out", "run\udcff")
+    assert ended.value.code == 2 and "out is 'run\\udcff', which is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_film_is_an_mp4(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inril("eval", trained, "--episodes", 1, "--video", trained / "a.txt") == 1
+    assert "a.txt: an .mp4 is written." in capsys.readouterr().err and not (trained / "a.txt").exists()
+
+
 def test_help_is_fast_and_loads_nothing_heavy() -> None:
     code = (
         "import sys, inril_ray.cli as c; c.parser(); "
