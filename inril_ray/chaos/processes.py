@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ from inril_ray.types import InrilError
 STORE_BYTES, CHUNK_BYTES = 80_000_000, 8_000_000
 """Of the object store that is filled, about the least that Ray makes, and of what it is filled with."""
 CROWDED_S = 8.0
-ENDS_WITHIN_S = 300.0
+STARTS_WITHIN_S, ENDS_WITHIN_S = 20.0, 300.0
+"""Time in which something is struck before the first checkpoint, and in which a process must end."""
 STRUCK, ENDED = "struck", "ended: "
 """What the process prints when its fault has happened, and before the message that it ends with."""
 PLAIN = {"max_direct_call_object_size": 0}
@@ -165,19 +167,21 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
     write_json(plan, resolved(config))
     command = [sys.executable, "-m", "inril_ray.chaos", str(plan), str(path), "ray" if fault in ON_RAY else "local"]
     inside = [fault, str(rng.randrange(2**32))] if fault in INSIDE else []
-    seen: set[psutil.Process] = set()
-    problems: list[str] = []
-    moment = max(rng.randrange(config.num_iterations), 1 if fault in DAMAGES else 0)  # one must be left
+    seen, problems = Seen(), []
+    # Before the first checkpoint, too; of damaged ones one must be left.
+    moment = (
+        max(rng.randrange(config.num_iterations), 1) if fault in DAMAGES else rng.randrange(-1, config.num_iterations)
+    )
     with tempfile.TemporaryDirectory(prefix="inril", dir="/tmp", ignore_cleanup_errors=True) as home:
         alone = {"RAY_TMPDIR": home, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         process = _start([*command, *inside], log, alone if fault == "node" else {})  # sockets want a short path
         if not inside:
             _follow(process, seen, lambda: max(checkpoint.complete(path / "checkpoints"), default=-1) >= moment)
-            time.sleep(rng.uniform(0.0, 0.3))
-            struck = process.poll() is None
-            _kill(seen if fault == "cluster" else {psutil.Process(process.pid)} if struck else set())
+            time.sleep(rng.uniform(0.0, 0.3 if moment >= 0 else STARTS_WITHIN_S))
+            struck = process.poll() is None and (fault != "cluster" or bool(seen.processes))
+            _kill(seen.processes if fault == "cluster" else {psutil.Process(process.pid)} if struck else set())
         status = _end(process, seen, log, problems)
-        problems += orphans(seen)
+        problems += orphans(seen.processes)
     if inside:
         struck = STRUCK in log.read_text().splitlines()
     found = checkpoint.complete(path / "checkpoints")
@@ -194,9 +198,9 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
         problems.append("no word on why it ended")
     while status and restarts < ATTEMPTS:
         restarts += 1
-        again: set[psutil.Process] = set()
-        status = _end(process := _start(command, log, {}), again, log, problems)
-        problems += orphans(again)
+        again = Seen()
+        status = _end(_start(command, log, {}), again, log, problems)
+        problems += orphans(again.processes)
         message = _said(log, "Passed over: ") if fault in DAMAGES else message
     return Drill(
         fault=fault,
@@ -208,7 +212,28 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
         equal=same(path, whole, config.num_iterations),
         problems=[*problems, *temporary_files(path)],
         message=message,
+        memory_mb=round(seen.memory_mb),
     )
+
+
+@dataclass
+class Seen:
+    """What was seen of a process and all that it started."""
+
+    processes: set[psutil.Process] = field(default_factory=set)
+    memory_mb: float = 0.0
+    """The most that they had for themselves at a time."""
+
+    def look(self, process: psutil.Process) -> None:
+        """Note its descendants, and the memory of them all."""
+        family = [process, *process.children(recursive=True)]
+        self.processes |= set(family[1:])
+        total = 0
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                memory = member.memory_info()
+                total += memory.rss - memory.shared
+        self.memory_mb = max(self.memory_mb, total / 1e6)
 
 
 def _start(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[Any]:
@@ -216,25 +241,25 @@ def _start(command: list[str], log: Path, environment: dict[str, str]) -> subpro
         return subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **environment})
 
 
-def _end(process: subprocess.Popen[Any], seen: set[psutil.Process], log: Path, problems: list[str]) -> int:
+def _end(process: subprocess.Popen[Any], seen: Seen, log: Path, problems: list[str]) -> int:
     """Wait until a process has ended, and return its status; one that hangs is killed."""
     if not _follow(process, seen, lambda: False):
         problems.append("a driver that did not end")
-        _kill({psutil.Process(process.pid), *seen})
+        _kill({psutil.Process(process.pid), *seen.processes})
     status = process.wait()
     if any(text.startswith("Traceback") for text in log.read_text(errors="replace").splitlines()):
         problems.append("a traceback")
     return status
 
 
-def _follow(process: subprocess.Popen[Any], seen: set[psutil.Process], until: Callable[[], bool]) -> bool:
-    """Note a process's descendants until something is so or it ends; return False where neither comes in time."""
+def _follow(process: subprocess.Popen[Any], seen: Seen, until: Callable[[], bool]) -> bool:
+    """Look at a process until something is so or it ends; return False where neither comes in time."""
     deadline = time.monotonic() + ENDS_WITHIN_S
     while process.poll() is None and not until():
         if time.monotonic() > deadline:
             return False
         with contextlib.suppress(psutil.NoSuchProcess):
-            seen |= set(psutil.Process(process.pid).children(recursive=True))
+            seen.look(psutil.Process(process.pid))
         time.sleep(0.05)
     return True
 

@@ -39,6 +39,8 @@ class Drill:
     """Temporary files and processes that were left, tracebacks, hangs, more than one iteration lost."""
     message: str
     """What the run said when it ended early."""
+    memory_mb: float | None = None
+    """The most that all its processes had for themselves, shared memory left out; None: not measured."""
 
     @property
     def passed(self) -> bool:
