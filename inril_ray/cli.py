@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inril_ray import __version__
+from inril_ray.terminal import Lasting, is_text, plain, tell_of_thread
 from inril_ray.threads import limit_native_threads
 from inril_ray.types import InrilError
 
@@ -41,17 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     top = parser()
     arguments = top.parse_args(argv)
     for name, value in vars(arguments).items():
-        if not _is_text(str(value)):
+        if not is_text(str(value)):
             top.error(f"{name} is {str(value)!r}, which is not UTF-8")
-    before, threading.excepthook = threading.excepthook, _tell_of_thread
+    before, threading.excepthook = threading.excepthook, tell_of_thread
     try:
         if arguments.command in (_train, _verdict, _sweep, _chaos):
-            with contextlib.redirect_stdout(_Lasting(sys.stdout)):
+            with contextlib.redirect_stdout(Lasting(sys.stdout)), contextlib.redirect_stderr(Lasting(sys.stderr)):
                 arguments.command(arguments)
         else:
             arguments.command(arguments)
     except InrilError as error:
-        print(_plain(f"inril: {error}"), file=sys.stderr)
+        print(plain(f"inril: {error}"), file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,57 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         threading.excepthook = before
     return 0
-
-
-def _is_text(value: str) -> bool:
-    """Tell whether an argument can be printed and written to a file; names of files may be any bytes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _plain(text: str) -> str:
-    """Return text, some of which may come from a file, without what a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
-
-
-class _Lasting:
-    """The output of a command that takes hours: it goes on when nobody reads it any more, as when `tee` was killed."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """Write to the stream, or nowhere."""
-        try:
-            return self._stream.write(text)
-        except BrokenPipeError:
-            self._let_go()
-            return len(text)
-
-    def flush(self) -> None:
-        """Flush the stream."""
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-        print("inril: nobody reads the output any longer; the command goes on.", file=sys.stderr)
-
-
-def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
-    """Say in a line what the system refused a thread, such as TensorBoard's; whoever waits for it has the error too."""
-    if isinstance(failed.exc_value, OSError) and failed.exc_value.errno is not None:
-        print(f"inril: a thread could not go on: {failed.exc_value.strerror}.", file=sys.stderr)
-    else:
-        threading.__excepthook__(failed)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -462,7 +412,7 @@ def _demos_inspect(arguments: argparse.Namespace) -> None:
 
     expectation = _expectation(arguments) if arguments.task else None
     arrays = load(arguments.file, expectation, Selection(filter=arguments.filter))
-    print(_plain("\n".join(summary_lines(arguments.file, arrays))))
+    print(plain("\n".join(summary_lines(arguments.file, arrays))))
 
 
 def _demos_convert(arguments: argparse.Namespace) -> None:
@@ -473,7 +423,7 @@ def _demos_convert(arguments: argparse.Namespace) -> None:
     arrays = convert(arguments.file, arguments.target, _expectation(arguments), selection)
     print(f"{arguments.target}: {len(arrays.held_out)} episodes, {len(arrays.obs)} steps, {arrays.size_bytes()} bytes")
     for warning in arrays.info.metadata.get("warnings", ()):
-        print(_plain(f"warning: {warning}"))
+        print(plain(f"warning: {warning}"))
 
 
 def _demos_download(arguments: argparse.Namespace) -> None:

@@ -176,6 +176,16 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tiny_file: Path, tmp_path: P
     assert (tmp_path / "summary.json").is_file() and (tmp_path / "report.html").is_file()
 
 
+def test_nor_when_its_errors_went_the_same_way(tiny_file: Path, tmp_path: Path) -> None:
+    """As with ``2>&1 | tee``."""
+    command = [sys.executable, "-m", "inril_ray.cli", "train", "--config", tiny_file, "--local", "--out", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+    assert process.returncode == 0 and (tmp_path / "report.html").is_file()
+
+
 def test_names_from_files_do_not_reach_the_terminal_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
