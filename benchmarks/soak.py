@@ -144,7 +144,8 @@ def main() -> None:
         "soak",
         figures,
         reference="the same processes after the first part of the run; growth per hour is Theil and Sen's slope with "
-        "its 95 % interval; written: memory that a process filled itself, uss: with pages of libraries that nobody else has open",
+        "its 95 % interval; written: memory that a process filled itself, uss: with pages of libraries that nobody "
+        "else has open",
         ratio=None,
         goal="no growth of memory, handles and threads",
     )
