@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,9 @@ from inril_ray.config import fingerprint
 from inril_ray.experiment import ExperimentConfig, load_config, resolved
 from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError
+
+LEAVES_WITHIN_S = 10.0
+"""Time that a process which was told to end, or was killed, has to leave its run directory."""
 
 
 def continues(config: ExperimentConfig, run_dir: Path) -> bool:
@@ -118,16 +122,22 @@ def claimed(run_dir: Path) -> Iterator[None]:
     """Keep other processes out of a run directory; the system lets go of it when this process ends, however it ends.
 
     Raises:
-        InrilError: another process is in it.
+        InrilError: another process is in it, and stays for ``LEAVES_WITHIN_S``: one that was killed is about to end.
     """
-    handle = os.open(run_dir, os.O_RDONLY)
+    handle, deadline = os.open(run_dir, os.O_RDONLY), time.monotonic() + LEAVES_WITHIN_S
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InrilError(f"{run_dir} is in use: another process runs there. Wait for it or end it.") from None
-        except OSError:  # some network file systems do not lock directories
-            pass
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InrilError(
+                        f"{run_dir} is in use: another process runs there. Wait for it or end it."
+                    ) from None
+                time.sleep(0.1)
+            except OSError:  # some network file systems do not lock directories
+                break
         yield
     finally:
         os.close(handle)

@@ -62,13 +62,15 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 # -- two processes ----------------------------------------------------------------------------------------------------
-def test_one_process_at_a_time(copy: Path) -> None:
+def test_one_process_at_a_time(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inril_ray.run_dir.LEAVES_WITHIN_S", 0.0)
     with claimed(copy), pytest.raises(InrilError, match="is in use"):
         again(copy, num_iterations=5)
     assert again(copy, num_iterations=5)[0].startswith("Resumed at iteration 4")
 
 
-def test_a_killed_process_holds_nothing(copy: Path) -> None:
+def test_a_killed_process_holds_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inril_ray.run_dir.LEAVES_WITHIN_S", 0.3)
     code = "import sys, os, signal; from pathlib import Path; from inril_ray.run_dir import claimed\n"
     code += "with claimed(Path(sys.argv[1])): print('in', flush=True); input()"
     with subprocess.Popen(

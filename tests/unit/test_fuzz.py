@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 
 from inril_ray import checkpoint, cli
 from inril_ray.config import fingerprint, parse_overrides
+from inril_ray.demos.episodes import DAMAGE
+from inril_ray.demos.formats import restricted_pickle
 from inril_ray.demos.formats.restricted_pickle import SafeUnpickler
 from inril_ray.experiment import ExperimentConfig, load_config, resolved
 from inril_ray.run_dir import read_config
@@ -258,7 +260,7 @@ def test_a_forged_state_runs_no_code(tmp_path_factory: Any, good: Path, tree: An
 
 
 @cases(13)
-@given(tree=spoiled({"config": GOOD, "hash": "0", "versions": {"torch": "2.15.0"}}), cut=st.none() | st.floats(0, 1))
+@given(tree=spoiled({"config": GOOD, "versions": {"torch": "2.15.0"}}), cut=st.none() | st.floats(0, 1))
 def test_any_run_directory_is_read_or_explained(tmp_path_factory: Any, tree: Any, cut: float | None) -> None:
     folder = tmp_path_factory.getbasetemp() / "run"
     folder.mkdir(exist_ok=True)
@@ -293,10 +295,9 @@ def test_a_forged_pickle_is_data_or_an_error(values: Any, protocol: int, inserte
         content = content[:at] + piece + content[at:]
     try:
         found = SafeUnpickler(io.BytesIO(content)).load()
-    except Exception as error:
-        assert not isinstance(error, SystemExit)
+    except (*DAMAGE, pickle.UnpicklingError, EOFError):  # what becomes a DemoError
         return
-    assert harmless(found)
+    assert harmless(found), type(found)
 
 
 def harmless(value: Any, depth: int = 0) -> bool:
@@ -307,7 +308,6 @@ def harmless(value: Any, depth: int = 0) -> bool:
         return depth > 20 or all(harmless(v, depth + 1) for v in value)
     if isinstance(value, np.ndarray) and value.dtype == object:
         return all(harmless(v, depth + 1) for v in value.ravel())
-    plain_types = (str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, np.generic, np.dtype)
-    return (
-        isinstance(value, plain_types) or type(value).__module__.startswith("numpy") or value in (np.ndarray, np.dtype)
-    )
+    plain_types = (str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, np.generic)
+    stand_ins = (restricted_pickle._Constructor, restricted_pickle._Dtype)  # which make such values only
+    return isinstance(value, (*plain_types, *stand_ins))
