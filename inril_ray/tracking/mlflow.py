@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
 import os
-import shutil
 import tempfile
 import time
 from collections import deque
@@ -309,16 +309,23 @@ def local_store(directory: Path) -> str:
     if not file.exists():
         # MLflow makes its tables one by one, and can't go on with some of them: those of a process that was killed, or
         # had no room, would be in the way of every later run. So they are made elsewhere.
-        with _answering(place), tempfile.TemporaryDirectory() as elsewhere:
+        with _answering(place):
             file.parent.mkdir(parents=True, exist_ok=True)
-            made, partial = Path(elsewhere) / file.name, file.with_name(f".{file.name}.{os.getpid()}.partial")
-            connect(f"sqlite:///{made}")
+            partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
             try:
-                shutil.copyfile(made, partial)
+                partial.write_bytes(_empty_store())
                 _put_if_new(partial, file)
             finally:
                 partial.unlink(missing_ok=True)
     return place
+
+
+@functools.cache
+def _empty_store() -> bytes:
+    with tempfile.TemporaryDirectory() as elsewhere:
+        made = Path(elsewhere) / "mlflow.db"
+        connect(f"sqlite:///{made}")
+        return made.read_bytes()
 
 
 def _put_if_new(partial: Path, file: Path) -> None:

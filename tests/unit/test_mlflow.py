@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -174,27 +173,29 @@ def test_credentials_go_to_their_own_server_only(tmp_path: Path, monkeypatch: py
 def test_a_store_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow itself can't go on with a store whose tables were not all made, as a kill or a full disk leaves it."""
 
-    def full(_: Path, partial: Path) -> None:
-        partial.write_bytes(b"SQLite format 3")
+    def full(partial: Path, content: bytes) -> None:
+        partial.touch()
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(InrilError, match=r"No space left on device\. Make room"):
-        patch.setattr(mlflow.shutil, "copyfile", full)
+        patch.setattr(Path, "write_bytes", full)
         mlflow.MlflowTracker(context(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     mlflow.MlflowTracker(context(tmp_path)).log({"rho": 0.1}, 1)
 
 
 def test_a_store_that_another_run_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy, other = shutil.copyfile, context(tmp_path)
+    put, other = mlflow._put_if_new, context(tmp_path)
 
-    def slow(made: Path, partial: Path) -> None:
-        monkeypatch.setattr(mlflow.shutil, "copyfile", copy)
+    def slow(partial: Path, file: Path) -> None:
+        content = partial.read_bytes()
+        monkeypatch.setattr(mlflow, "_put_if_new", put)
         first.append(mlflow.MlflowTracker(other))
-        copy(made, partial)
+        partial.write_bytes(content)
+        put(partial, file)
 
     first: list[mlflow.MlflowTracker] = []
-    monkeypatch.setattr(mlflow.shutil, "copyfile", slow)
+    monkeypatch.setattr(mlflow, "_put_if_new", slow)
     mlflow.local_store(tmp_path)
     first[0].log({"rho": 0.1}, 1)
     again = mlflow.MlflowTracker(other)
