@@ -157,8 +157,7 @@ def test_what_the_disk_refuses_a_thread_is_one_sentence(
     )
 
 
-@pytest.mark.parametrize("reads", [1, 6])
-def test_a_run_goes_on_when_nobody_reads_its_output(tiny_file: Path, tmp_path: Path, reads: int) -> None:
+def test_a_run_goes_on_when_nobody_reads_its_output(tiny_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "inril_ray.cli", "train", "--config", tiny_file, "--local", "--out", tmp_path]
     with subprocess.Popen(
         [*command, "--set", "tracking.trackers=[console,jsonl]"],
@@ -167,7 +166,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tiny_file: Path, tmp_path: P
         text=True,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
-        for _ in range(reads):
+        for _ in range(6):
             process.stdout.readline()
         process.stdout.close()
         said = process.stderr.read()

@@ -153,6 +153,7 @@ def tracking_server(tmp_path: Path) -> Iterator[str]:
         server.wait(timeout=30)
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("no_probe")
 def test_a_tracking_server_holds_the_whole_sweep(tmp_path: Path, demos: str, tracking_server: str) -> None:
     from mlflow.tracking import MlflowClient
