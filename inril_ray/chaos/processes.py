@@ -178,6 +178,8 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
         if not inside:
             _follow(process, seen, lambda: max(checkpoint.complete(path / "checkpoints"), default=-1) >= moment)
             time.sleep(rng.uniform(0.0, 0.3 if moment >= 0 else STARTS_WITHIN_S))
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may just have ended
+                seen.look(psutil.Process(process.pid))
             struck = process.poll() is None and (fault != "cluster" or bool(seen.processes))
             _kill(seen.processes if fault == "cluster" else {psutil.Process(process.pid)} if struck else set())
         status = _end(process, seen, log, problems)

@@ -39,11 +39,14 @@ def connect(config: ExperimentConfig) -> None:
     """Join the cluster that this process belongs to, or start a local one.
 
     Raises:
-        InrilError: the cluster has too few CPUs for the workers and the learner; gives both numbers.
+        InrilError: the cluster has too few CPUs for the workers and the learner; gives both numbers. Or Ray failed.
     """
     needed = config.compute.num_workers + 1
-    start_ray(needed)
-    total = ray.cluster_resources().get("CPU", 0.0)
+    try:
+        start_ray(needed)
+        total = ray.cluster_resources().get("CPU", 0.0)
+    except (RayError, RuntimeError, OSError) as error:
+        raise InrilError(f"Ray did not start: {_first_line(error)} Start the run again.") from None
     if total < needed:
         raise InrilError(
             f"compute.num_workers = {config.compute.num_workers}: workers and learner need {needed} CPUs, "
