@@ -115,17 +115,19 @@ def base_policy(outcome: Mapping[str, Any], spec: EnvSpec) -> list[str]:
 class FirstIterations:
     """Looks at what the first iterations say; each finding is told once."""
 
+    _SAVED = ("_rewarded", "_told", "_seen", "_ended")
+
     def __init__(self) -> None:
         self._rewarded, self._told, self._seen, self._ended = False, False, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen."""
-        return {name: getattr(self, name) for name in ("_rewarded", "_told", "_seen", "_ended")}
+        return {name: getattr(self, name) for name in self._SAVED}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name in self._SAVED:
+            setattr(self, name, state[name])
 
     def observe(self, metrics: Mapping[str, float]) -> list[str]:
         """Take in the metrics of an iteration."""

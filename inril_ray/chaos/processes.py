@@ -200,7 +200,7 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
         problems.append("no word on why it ended")
     while status and restarts < ATTEMPTS:
         restarts += 1
-        again = Seen()
+        again, log = Seen(), path.with_suffix(f".{restarts}.log")  # what the first start said stays
         status = _end(_start(command, log, {}), again, log, problems)
         problems += orphans(again.processes)
         message = _said(log, "Passed over: ") if fault in DAMAGES else message
