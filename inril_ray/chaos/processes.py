@@ -45,6 +45,8 @@ STARTS_WITHIN_S, ENDS_WITHIN_S = 20.0, 300.0
 """Time in which something is struck before the first checkpoint, and in which a process must end."""
 STRUCK, ENDED = "struck", "ended: "
 """What the process prints when its fault has happened, and before the message that it ends with."""
+ENDED_BY_RAY = "Failed to connect to GCS within"
+"""What Ray prints where it ends a process itself: the head node is gone, and a call of Ray waits for it."""
 PLAIN = {"max_direct_call_object_size": 0}
 """Configuration of Ray: nothing is small enough to travel with a message, so everything passes through the store."""
 
@@ -176,8 +178,11 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
         alone = {"RAY_TMPDIR": home, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         process = _start([*command, *inside], log, alone if fault == "node" else {})  # sockets want a short path
         if not inside:
-            _follow(process, seen, lambda: max(checkpoint.complete(path / "checkpoints"), default=-1) >= moment)
-            time.sleep(rng.uniform(0.0, 0.3 if moment >= 0 else STARTS_WITHIN_S))
+            if fault == "cluster":
+                _follow(process, seen, lambda: bool(seen.processes))
+            due = time.monotonic() + (rng.uniform(0.0, STARTS_WITHIN_S) if moment < 0 else ENDS_WITHIN_S)
+            _follow(process, seen, lambda: time.monotonic() > due or _reached(path) >= max(moment, 0))
+            time.sleep(rng.uniform(0.0, 0.3))
             with contextlib.suppress(psutil.NoSuchProcess):  # it may just have ended
                 seen.look(psutil.Process(process.pid))
             struck = process.poll() is None and (fault != "cluster" or bool(seen.processes))
@@ -195,7 +200,9 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
     repeated = max(0, int(max((r["iteration"] for r in read_metrics(path)), default=0)) - max(found, default=0))
     if repeated > (config.checkpoint.every or 1) * (2 if fault in DAMAGES else 1):
         problems.append(f"{repeated} iterations lost")
-    message, restarts = (_said(log, ENDED) if inside or fault == "cluster" else ""), 0
+    message, restarts = "", 0
+    if inside or fault == "cluster":
+        message = _said(log, ENDED).removeprefix(ENDED) or _said(log, ENDED_BY_RAY)
     if status and not message and fault not in ("driver", *DAMAGES):
         problems.append("no word on why it ended")
     while status and restarts < ATTEMPTS:
@@ -272,7 +279,11 @@ def _kill(processes: set[psutil.Process]) -> None:
             process.kill()
 
 
-def _said(log: Path, start: str) -> str:
-    """Return the last line of what a process said that begins so, without its beginning."""
-    lines = [text for text in log.read_text(errors="replace").splitlines() if text.startswith(start)]
-    return lines[-1].removeprefix(start) if lines else ""
+def _reached(path: Path) -> int:
+    return max(checkpoint.complete(path / "checkpoints"), default=-1)
+
+
+def _said(log: Path, sign: str) -> str:
+    """Return the last line of what a process said that has a sign, from there on."""
+    lines = [text for text in log.read_text(errors="replace").splitlines() if sign in text]
+    return lines[-1][lines[-1].index(sign) :] if lines else ""

@@ -45,7 +45,7 @@ def connect(config: ExperimentConfig) -> None:
     try:
         start_ray(needed)
         total = ray.cluster_resources().get("CPU", 0.0)
-    except (RayError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises bare ones, too, where one of its processes is gone
         raise InrilError(f"Ray did not start: {_first_line(error)} Start the run again.") from None
     if total < needed:
         raise InrilError(
