@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -81,3 +82,6 @@ class StockRobomimicEnv(SimVectorEnv):
         """Free the simulators."""
         for closable in (*self._renderers.values(), *self.envs):
             closable.close()
+        self._renderers.clear()
+        self.envs.clear()
+        gc.collect()  # robosuite's objects refer to each other, and to the simulator: 90 MB of each environment
