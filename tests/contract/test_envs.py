@@ -36,6 +36,11 @@ CASES = [
     )
 ]
 CASES += [(FAKE_TASK_NAME, "fast")]
+PARAMS = [
+    # Two arms on the other backends: minutes. test_robomimic_conformance.py holds all three against each other.
+    pytest.param(case, marks=pytest.mark.drill if case[0] == "robomimic/transport" and case[1] != "fast" else [])
+    for case in CASES
+]
 LIMIT = 4
 Make = Callable[..., SimVectorEnv]
 
@@ -47,15 +52,17 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=CASES, ids=["-".join(c) for c in CASES])
-def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    register_fake_task(monkeypatch)
-    return request.param
+# Of the module, so that a case's tests run one after the other, and its environments are closed before the next's.
+@pytest.fixture(scope="module", params=PARAMS, ids=["-".join(c) for c in CASES])
+def case(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        register_fake_task(monkeypatch)
+        yield request.param
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[dict[tuple[Any, ...], list[SimVectorEnv]]]:
-    """Environments made so far, by how they were made: to make them takes longer than the tests."""
+def pool(case: tuple[str, str]) -> Iterator[dict[tuple[Any, ...], list[SimVectorEnv]]]:
+    """Environments of a case made so far, by how they were made: to make them takes longer than the tests."""
     made: dict[tuple[Any, ...], list[SimVectorEnv]] = {}
     yield made
     for environments in made.values():

@@ -63,7 +63,6 @@ class FastRobomimicEnv(SimVectorEnv):
         self.physics = make_physics(
             mujoco, models * (num_envs // len(models)), arms, rules, self.scene.frames, self.scene.contacts
         )
-        template.close()
         del template, reference
         _return_memory(mujoco)
 

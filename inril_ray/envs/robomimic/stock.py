@@ -84,4 +84,4 @@ class StockRobomimicEnv(SimVectorEnv):
             closable.close()
         self._renderers.clear()
         self.envs.clear()
-        gc.collect()  # robosuite's objects refer to each other, and to the simulator: 90 MB of each environment
+        gc.collect()  # robosuite's objects refer to each other, and to the simulator: 65 MB of each environment
