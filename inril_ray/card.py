@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.numpy import save_file
 from inril_ray import checkpoint
 from inril_ray.experiment import ExperimentConfig, resolved, task_spec
 from inril_ray.media import choose_episode, write_before_and_after
-from inril_ray.run_dir import read_config, read_pretrained, write_json
+from inril_ray.run_dir import read_config, read_json, read_pretrained, write_json
 from inril_ray.statistics import measure_of, score_text
 
 README, WEIGHTS = "README.md", "policy.safetensors"
@@ -36,7 +35,7 @@ def write_card(folder: Path, run_dir: Path, *, evaluations: Mapping[str, str], f
     Raises:
         InrilError: the run is not finished, or its checkpoint is damaged.
     """
-    config, summary = read_config(run_dir), json.loads((run_dir / "summary.json").read_text())
+    config, summary = read_config(run_dir), read_json(run_dir / "summary.json")
     saved, _ = checkpoint.read_latest(run_dir / "checkpoints")
     learner = saved["backend"]["learner"]
     weights = learner["acting"] or learner["modules"]["policy"]

@@ -45,7 +45,8 @@ def write(root: Path, iteration: int, tree: dict[str, Any], keep: int) -> Path:
     arrays: dict[str, np.ndarray] = {}
     plain = _split(tree, arrays)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in root.glob(".iteration_*.partial"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(arrays, partial / "tensors.safetensors")
         (partial / "state.json").write_text(json.dumps(plain))
@@ -58,7 +59,9 @@ def write(root: Path, iteration: int, tree: dict[str, Any], keep: int) -> Path:
         os.replace(partial, final)
         _sync(root)  # before older ones are deleted
     except (OSError, SafetensorError) as error:
-        raise InrilError(f"Cannot write checkpoint {final}: {error}.") from None
+        raise InrilError(
+            f"Cannot write checkpoint {final}: {error}. Make room; the run goes on from the checkpoint before."
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for other in complete(root):
@@ -156,7 +159,11 @@ def read(path: Path) -> dict[str, Any]:
     for name in ("tensors.safetensors", "state.json"):
         if not (path / name).is_file():
             raise InrilError(f"Checkpoint {path} lacks {name}.")
-        if _sha256(path / name) != hashes.get(name):
+        try:
+            intact = _sha256(path / name) == hashes.get(name)
+        except OSError as error:  # of a disk that is failing
+            raise InrilError(f"Checkpoint {path}: {name} can't be read ({error}).") from None
+        if not intact:
             raise InrilError(f"Checkpoint {path}: {name} is damaged (its SHA-256 differs from the manifest).")
     try:
         return dict(_join(json.loads((path / "state.json").read_text()), load_file(path / "tensors.safetensors")))
@@ -179,7 +186,9 @@ def read_latest(root: Path) -> tuple[dict[str, Any], list[str]]:
             return read(root / f"iteration_{iteration:06d}"), warnings
         except InrilError as error:
             warnings.append(str(error))
-    raise InrilError(f"No intact checkpoint in {root}." + "".join(f"\n{w}" for w in warnings))
+    raise InrilError(
+        f"No intact checkpoint in {root}; choose another --out to start anew." + "".join(f"\n{w}" for w in warnings)
+    )
 
 
 def _split(value: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+import reprlib
 import typing
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -25,6 +27,28 @@ from inril_ray.types import InrilError
 T = TypeVar("T")
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError)
 """What PyYAML raises on text that it can't read: beside its own error whatever Python says of a date or a number."""
+
+
+CREDENTIALS = re.compile(r"(:/+)\S*@")
+
+
+def masked(text: str) -> str:
+    """Return text without what may be the credentials of an address."""
+    return CREDENTIALS.sub(r"\1…@", text)
+
+
+class _Shown(reprlib.Repr):
+    """Values for messages: short, whatever YAML's aliases make of a small file, and without credentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 300
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(masked(x), level)
+
+
+shown = _Shown().repr
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, dataclasses.field))
@@ -45,7 +69,7 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
         InrilError: unknown key, wrong type or value out of range; names every offending field with its value.
     """
     if not isinstance(values, Mapping):
-        raise InrilError(f"Configuration section {path or 'top level'} must be a mapping, got {values!r}.")
+        raise InrilError(f"Configuration section {path or 'top level'} must be a mapping, got {shown(values)}.")
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
@@ -61,13 +85,15 @@ def _explain(cls: type, error: Any, path: str) -> str:
         if part in names or error["type"] == "unexpected_keyword_argument":
             parts.append(part)
         section = names.get(part, section)
-    name = ".".join(([path] if path else []) + parts)
+    name = masked(".".join(([path] if path else []) + parts))
     if error["type"] == "unexpected_keyword_argument":
         choices = list(_field_types(section))
         near = get_close_matches(parts[-1], choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"Unknown configuration key {name!r}.{hint} Keys here: {', '.join(choices)}."
-    return f"Configuration {name} = {error['input']!r}: {error['msg']}."
+    if error["type"] == "missing":  # the input is all that is around it
+        return f"Configuration {name} is missing."
+    return f"Configuration {name} = {shown(error['input'])}: {error['msg']}."
 
 
 def _field_types(section: Any) -> dict[str, Any]:
@@ -85,18 +111,18 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         keys = key.strip().split(".")
         if not equals or not all(k.isidentifier() for k in keys):
-            raise InrilError(f"Override {item!r} is not of the form key=value, such as interleave.every=10.")
+            raise InrilError(f"Override {shown(item)} is not of the form key=value, such as interleave.every=10.")
         try:
             value = yaml.safe_load(text) if text.strip() else ""
         except NOT_YAML as error:
-            raise InrilError(f"Override {item!r}: the value is not valid YAML ({error}).") from None
+            raise InrilError(f"Override {shown(item)}: the value is not valid YAML ({_where(error)}).") from None
         section = result
         for k in keys[:-1]:
             section = section.setdefault(k, {})
             if not isinstance(section, dict):
-                raise InrilError(f"Override {item!r}: {k!r} is already set to a value.")
+                raise InrilError(f"Override {shown(item)}: {k!r} is already set to a value.")
         if isinstance(section.get(keys[-1]), dict):
-            raise InrilError(f"Override {item!r}: keys of {keys[-1]!r} are already set.")
+            raise InrilError(f"Override {shown(item)}: keys of {keys[-1]!r} are already set.")
         section[keys[-1]] = value
     return result
 
@@ -133,10 +159,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InrilError(f"Cannot read configuration file {path}: {error.strerror}.") from None
     except NOT_YAML as error:
-        raise InrilError(f"Configuration file {path} is not valid YAML: {error}") from None
+        raise InrilError(f"Configuration file {path} is not valid YAML: {_where(error)}.") from None
     if not isinstance(values, dict):
         raise InrilError(f"Configuration file {path} must hold a mapping, got {type(values).__name__}.")
     return values
+
+
+def _where(error: Exception) -> str:
+    """Say what is wrong with a YAML text without quoting it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+    return masked(str(error))
 
 
 def to_dict(section: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
 from inril_ray.algorithms.base import AlgorithmContext
-from inril_ray.config import build, config, merge, read_yaml, to_dict
+from inril_ray.config import build, config, masked, merge, read_yaml, to_dict
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.store import DemoArrays, DemoStore, load
 from inril_ray.envs.base import PURPOSES, EnvConfig
@@ -174,7 +174,8 @@ def _check_secrets(config: ExperimentConfig) -> None:
     uri = config.tracking.mlflow_uri or ""
     server = uri.lower().startswith(("http:", "https:"))
     database = "://" in uri and not uri.startswith(("sqlite:", "file:"))
-    if (server and "?" in uri) or (database and ("@" in uri or SECRET.search(uri))):
+    mistyped = masked(uri) != uri and not uri.startswith(("sqlite:", "file:"))
+    if mistyped or (server and "?" in uri) or (database and ("@" in uri or SECRET.search(uri))):
         raise InrilError(
             "tracking.mlflow_uri holds credentials, which would be printed and saved with the run. Leave them out and "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."

@@ -21,6 +21,7 @@ from inril_ray.metrics import Tracker
 from inril_ray.registry import resolve
 from inril_ray.run_dir import claimed, provenance, write_json
 from inril_ray.session import Session, StopRequest
+from inril_ray.terminal import plain
 from inril_ray.tracking import TRACKERS
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.tracking.jsonl import FILE, damaged_lines, drop_after, drop_final
@@ -58,11 +59,15 @@ def run(
         SystemExit: SIGTERM stopped the run; see :class:`StopRequest`.
     """
     demos = load_demos(config) if demos is None else demos
+
+    def tell(text: str) -> None:  # some of it comes from files
+        say(plain(text))
+
     for warning in demos.info.metadata.get("warnings", ()):
-        say(f"Demonstrations: {warning}")
+        tell(f"Demonstrations: {warning}")
     run_dir.mkdir(parents=True, exist_ok=True)
-    with claimed(run_dir):
-        return _run(config, run_dir, make_backend, resume, demos, parent, trackers, say)
+    with claimed(run_dir, tell):
+        return _run(config, run_dir, make_backend, resume, demos, parent, trackers, tell)
 
 
 def _run(
@@ -76,7 +81,7 @@ def _run(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """See :func:`run`; the directory is ours."""
-    plain = resolved(config)
+    values = resolved(config)
     if not resume and checkpoint.complete(run_dir / "checkpoints"):
         raise InrilError(
             f"{run_dir} already holds a run. Go on with it by --resume {run_dir}, or choose another --out."
@@ -90,17 +95,20 @@ def _run(
         reached = checkpoint.part(saved, "session", "iteration", of=run_dir)
         if isinstance(reached, int) and reached > config.num_iterations:
             raise InrilError(f"num_iterations = {config.num_iterations}: {run_dir} is at iteration {reached} already.")
-        findings += health.versions(saved["session"].get("versions") or {}, origin["versions"])
+        before = saved["session"].get("versions")
+        findings += health.versions(before if isinstance(before, dict) else {}, origin["versions"])
     write_json(
         run_dir / "config.json",
-        {"config": plain, "hash": fingerprint(plain), **origin, "demos": dataclasses.asdict(demos.info)},
+        {"config": values, "hash": fingerprint(values), **origin, "demos": dataclasses.asdict(demos.info)},
     )
-    backend = make_backend(config, demos)
     active: list[Tracker] = []
-    session = Session(config, run_dir, backend, active, say)
+    closing = contextlib.ExitStack()
     try:
-        with StopRequest() as stop:  # after Ray, which sets a handler of its own
-            for tracker in _trackers(config, run_dir, plain, parent):  # first: a server may not be there
+        with StopRequest() as stop:
+            backend = make_backend(config, demos)
+            closing.callback(backend.close)
+            session = Session(config, run_dir, backend, active, say)
+            for tracker in _trackers(config, run_dir, values, parent):  # first: a server may not be there
                 active.append(tracker)  # noqa: PERF402 - one by one, so that those before it are closed
             active += [*backend.trackers(run_dir.name), *trackers]
             session.start(saved)
@@ -123,19 +131,18 @@ def _run(
         say(f"Stopped by SIGTERM. The same command goes on with {run_dir}.")
         raise
     finally:
-        with contextlib.ExitStack() as closing:
-            closing.callback(backend.close)
+        with closing:
             for tracker in reversed(active):
                 closing.callback(tracker.close)
 
 
 def _trackers(
-    config: ExperimentConfig, run_dir: Path, plain: Mapping[str, Any], parent: Path | None
+    config: ExperimentConfig, run_dir: Path, values: Mapping[str, Any], parent: Path | None
 ) -> Iterator[Tracker]:
     context = TrackerContext(
         run_dir=run_dir,
         name=run_dir.name,
-        config=plain,
+        config=values,
         num_iterations=config.num_iterations,
         mlflow_uri=config.tracking.mlflow_uri,
         mlflow_experiment=config.tracking.mlflow_experiment,

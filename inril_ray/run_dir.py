@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from inril_ray.experiment import ExperimentConfig, load_config, resolved
 from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError
 
-LEAVES_WITHIN_S = 10.0
+LOCK, LEAVES_WITHIN_S = ".lock", 10.0
 """Time that a process which was told to end, or was killed, has to leave its run directory."""
 
 
@@ -118,13 +118,19 @@ def _saved_config(run_dir: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
+def claimed(run_dir: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """Keep other processes out of a run directory; the system lets go of it when this process ends, however it ends.
+
+    The file ``.lock`` is what is locked, since NFS locks only files that are open for writing; it stays.
+
+    Args:
+        run_dir: exists.
+        say: prints a line, where the file system has no locks.
 
     Raises:
         InrilError: another process is in it, and stays for ``LEAVES_WITHIN_S``: one that was killed is about to end.
     """
-    handle, deadline = os.open(run_dir, os.O_RDONLY), time.monotonic() + LEAVES_WITHIN_S
+    handle, deadline = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644), time.monotonic() + LEAVES_WITHIN_S
     try:
         while True:
             try:
@@ -136,7 +142,8 @@ def claimed(run_dir: Path) -> Iterator[None]:
                         f"{run_dir} is in use: another process runs there. Wait for it or end it."
                     ) from None
                 time.sleep(0.1)
-            except OSError:  # some network file systems do not lock directories
+            except OSError as error:
+                say(f"Check: {run_dir} can't be locked ({error.strerror}); start no second process there.")
                 break
         yield
     finally:
@@ -175,6 +182,18 @@ def _commit() -> str | None:
 
 def _gpu() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a mapping that :func:`write_json` wrote.
+
+    Raises:
+        InrilError: it can't be read, or something else is in it.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InrilError(f"{path} is damaged, or was not written by this program ({error!r}).") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -158,7 +158,18 @@ class Session:
         session = saved["session"]
         self.backend.load_state_dict(saved["backend"])
         for name in SAVED:
-            setattr(self, name, session.get(name, getattr(self, name)))
+            fresh = getattr(self, name)
+            value = session.get(name, fresh)
+            if type(value) is not type(fresh):
+                raise TypeError(f"{name} is of type {type(value).__name__}")
+            setattr(self, name, value)
+        for outcome in (self.base, self.best):
+            if not isinstance(outcome["score"], float):
+                raise TypeError(f"a score is of type {type(outcome['score']).__name__}")
+        if not all(isinstance(text, str) for text in self.health):
+            raise TypeError("health holds something else than sentences")
+        if not all(isinstance(number, float | int) for number in (*self.phase_s.values(), *self.counters.values())):
+            raise TypeError("phase_s or counters hold something else than numbers")
         if "first" in session:
             self._first.load_state_dict(session["first"])
         if "guard" in session:

@@ -6,7 +6,6 @@ Knows no Ray: :mod:`inril_ray.tune` runs what is planned here, and tells how eac
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from inril_ray.config import build, config, fingerprint, merge, nested, read_yaml, to_dict
 from inril_ray.experiment import ExperimentConfig, load_config, resolved, shipped_config
+from inril_ray.run_dir import read_json
 from inril_ray.statistics import SUCCESS, Measure, mean_estimate, measure_of, probability_of_improvement
 from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.types import FloatArray, InrilError
@@ -112,7 +112,7 @@ class Outcome:
     def summary(self) -> dict[str, Any] | None:
         """What a finished run left; None where it was stopped early or failed."""
         file = self.run_dir / "summary.json"
-        return json.loads(file.read_text()) if file.is_file() and self.error is None else None
+        return read_json(file) if file.is_file() and self.error is None else None
 
     @property
     def state(self) -> str:

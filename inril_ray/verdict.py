@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos
-from inril_ray.run_dir import finished, has_checkpoint, provenance, write_json
+from inril_ray.run_dir import claimed, finished, has_checkpoint, provenance, write_json
 from inril_ray.statistics import (
     Estimate,
     Measure,
@@ -90,28 +90,30 @@ def verdict(
             another one.
     """
     config = checked(layers, seeds, arms)
-    base_dir = _base_policy(layers, config, directory, run_one, say)
-    summaries: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
-    paths: dict[str, list[str]] = {arm: [] for arm in arms}
-    for seed in seeds:
-        for arm in arms:
-            label, changes = ARMS[arm]
-            say(f"--- {label}, seed {seed}")
-            own = {"seed": seed, "pretrained": str(base_dir), "video": False, **changes}
-            arm_config = load_config([*layers, own])
-            path = directory / f"{arm}_seed{seed}"
-            summaries[arm].append(finished(path, arm_config) or run_one(arm_config, path, has_checkpoint(path)))
-            paths[arm].append(path.name)
-    result = compare(summaries, paths, seeds)
-    demos = load_demos(config).info
-    result |= {
-        "task": config.task,
-        "algorithm": config.algorithm,
-        "demos": {"source": demos.source, "file": demos.source_file, "hash": demos.content_hash},
-        **provenance(),
-    }
-    write_json(directory / "verdict.json", result)
-    return result
+    directory.mkdir(parents=True, exist_ok=True)
+    with claimed(directory, say):
+        base_dir = _base_policy(layers, config, directory, run_one, say)
+        summaries: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+        paths: dict[str, list[str]] = {arm: [] for arm in arms}
+        for seed in seeds:
+            for arm in arms:
+                label, changes = ARMS[arm]
+                say(f"--- {label}, seed {seed}")
+                own = {"seed": seed, "pretrained": str(base_dir), "video": False, **changes}
+                arm_config = load_config([*layers, own])
+                path = directory / f"{arm}_seed{seed}"
+                summaries[arm].append(finished(path, arm_config) or run_one(arm_config, path, has_checkpoint(path)))
+                paths[arm].append(path.name)
+        result = compare(summaries, paths, seeds)
+        demos = load_demos(config).info
+        result |= {
+            "task": config.task,
+            "algorithm": config.algorithm,
+            "demos": {"source": demos.source, "file": demos.source_file, "hash": demos.content_hash},
+            **provenance(),
+        }
+        write_json(directory / "verdict.json", result)
+        return result
 
 
 def _base_policy(

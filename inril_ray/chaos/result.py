@@ -96,7 +96,7 @@ def orphans(processes: Iterable[psutil.Process], within_s: float = 120.0) -> lis
 
 def temporary_files(path: Path) -> list[str]:
     """Return what was begun and not finished in the directory of a run."""
-    return [str(p.relative_to(path)) for p in path.rglob("*") if p.name.endswith(".partial")]
+    return [str(p.relative_to(path)) for p in path.rglob("*") if ".partial" in p.name]
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from inril_ray import __version__
 from inril_ray.demos import FORMATS
@@ -46,6 +47,15 @@ class DemoInfo:
     content_hash: str
     """SHA-256 of the arrays: two stores with equal hashes hold equal demonstrations."""
     metadata: Mapping[str, Any]
+
+
+INFO = TypeAdapter(DemoInfo)
+METADATA = {
+    "warnings": TypeAdapter(list[str]),
+    "observations": TypeAdapter(dict[str, Any]),
+    "score_range": TypeAdapter(tuple[float, float]),
+}
+"""They check the types of what a file states. Other metadata are only printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,8 +410,12 @@ def read_arrow(path: Path) -> DemoArrays:
             terminated=np.array(header["terminated"], bool),
             success=np.array(header["success"], np.int8),
             images={key: matrix(table[IMAGES + key]).reshape(-1, *s) for key, s in header["image_shapes"].items()},
-            info=DemoInfo(**info),
+            info=INFO.validate_python(info),
         )
+        for name in METADATA.keys() & arrays.info.metadata.keys():
+            METADATA[name].validate_python(arrays.info.metadata[name])
+        if arrays.episode_starts.ndim != 1 or arrays.held_out.ndim != 1:
+            raise ValueError("episode_starts and held_out must be lists")
     except DAMAGE as error:
         raise DemoError(path, f"is not a complete demonstration store ({error!r}).") from None
     starts, episodes = arrays.episode_starts, len(arrays.held_out)

@@ -33,8 +33,8 @@ def _properties(arrays: DemoArrays) -> Iterator[tuple[str, str]]:
     for key, pictures in arrays.images.items():
         yield "images", f"{key} {_shape(pictures.shape[1:])}"
     yield "returns", f"{returns.min():.2f} to {returns.max():.2f}, mean {returns.mean():.2f}"
-    if "score_range" in metadata:
-        worst, best = metadata["score_range"]
+    worst, best = metadata.get("score_range", (0.0, 0.0))
+    if worst < best:
         score = 100.0 * (returns.mean() - worst) / (best - worst)
         yield "score", f"mean {score:.1f} (D4RL: 0 is a random policy, 100 an expert)"
     known = arrays.success >= 0
@@ -61,7 +61,7 @@ def _widths(arrays: DemoArrays) -> str:
 
 
 def _shape(shape: Any) -> str:
-    return "x".join(str(n) for n in shape) or "scalar"
+    return "x".join(map(str, shape)) or "scalar" if isinstance(shape, list | tuple) else str(shape)
 
 
 def _plain(value: Any) -> str:

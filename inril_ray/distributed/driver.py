@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 from ray.util import get_current_placement_group
 
 from inril_ray.backend import check_worker_count
@@ -63,6 +65,7 @@ def start_ray(num_cpus: int, **options: Any) -> None:
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        handler = signal.getsignal(signal.SIGTERM)
         # Ray 2.60 warns that this will become its default: leave the GPU variables of CPU-only actors alone.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if "RAY_ADDRESS" in os.environ:
@@ -80,6 +83,9 @@ def start_ray(num_cpus: int, **options: Any) -> None:
                 include_dashboard=False,
                 **options,
             )
+        # Ray has put a handler of its own in the place of a run's, which ends well.
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 class LostError(InrilError):
@@ -147,7 +153,10 @@ class RayBackend:
         try:
             return ray.get(ref, timeout=timeout_s)
         except GetTimeoutError:
-            raise InrilError(f"The {who} did not answer within {timeout_s:.0f} s.") from None
+            raise InrilError(
+                f"The {who} did not answer within {timeout_s:.0f} s: it hangs, or has too much to do between two "
+                "answers. Started again, the run goes on from its last checkpoint."
+            ) from None
         except RayTaskError as error:
             raise _cause(error, who) from None
         except RayError as error:
@@ -167,7 +176,8 @@ class RayBackend:
             free = ray.available_resources()
             raise InrilError(
                 f"The {who} did not start within {START_TIMEOUT_S:.0f} s; the cluster has {free.get('CPU', 0.0):.0f} "
-                f"free CPUs and {free.get('GPU', 0.0):.0f} free GPUs, and each process needs a CPU."
+                f"free CPUs and {free.get('GPU', 0.0):.0f} free GPUs, and each process needs a CPU. With "
+                "CPUs to spare, its simulator or its imports hang."
             )
         return ref
 
@@ -187,7 +197,7 @@ class RayBackend:
             try:  # Its deadline must not run while it starts.
                 ray.get(self._started(self.workers[index], f"replacement of rollout worker {index}"))
                 return
-            except RayActorError as error:  # it was put on a node that is leaving as well
+            except RayError as error:  # it was put on a node that is leaving as well, or is full
                 reason = _first_line(error)
 
     # -- one iteration ------------------------------------------------------------------------------------------------
@@ -212,7 +222,7 @@ class RayBackend:
                     timeout_s = self.config.compute.rollout_timeout_s
                     meta: FragmentMeta = ray.get(ref, timeout=timeout_s)
                     self._states[index] = ray.get(flight.state, timeout=timeout_s)
-                except (RayActorError, RayTaskError, ObjectLostError, GetTimeoutError) as error:
+                except RayError as error:  # it died, raised, or what it had was lost
                     self._replace(index, _first_line(error))
                     self._launch(index)
                     continue
@@ -245,7 +255,7 @@ class RayBackend:
 
     def _collect(self) -> None:
         """Bring a fragment of every worker to the learner; again from the start if a node left with one of them."""
-        before = list(self._states)
+        before, lost = list(self._states), 0
         while True:
             for index in range(len(self.workers)):
                 if index not in self._flights:
@@ -254,6 +264,12 @@ class RayBackend:
                 # The learner fetches its arguments before the method begins, so a failure leaves it as it was.
                 return self._get(self.learner.take.remote(*self._land()), LEARNER_TIMEOUT_S, "learner")
             except LostError as error:
+                lost += 1
+                if lost > self.config.compute.max_worker_restarts:
+                    raise InrilError(
+                        f"Rollouts were lost {lost} times on their way to the learner. See to it that the nodes of the "
+                        f"cluster reach each other (Ray's object manager). The last time: {error}"
+                    ) from None
                 print(f"A round of rollouts is collected again. {error}", flush=True)
             self._states = list(before)
             for index in range(len(self.workers)):
@@ -265,7 +281,7 @@ class RayBackend:
             # It may be collecting still.
             timeout_s = START_TIMEOUT_S + self.config.compute.rollout_timeout_s
             ray.get(self.workers[index].load_state_dict.remote(self._states[index]), timeout=timeout_s)
-        except (RayActorError, RayTaskError, GetTimeoutError) as error:
+        except RayError as error:
             self._replace(index, _first_line(error))
 
     def iterate(self) -> dict[str, float]:
@@ -319,7 +335,7 @@ class RayBackend:
                 try:
                     parts.append(ray.get(call, timeout=timeout_s))
                     break
-                except (RayActorError, RayTaskError, GetTimeoutError, ObjectLostError) as error:
+                except RayError as error:
                     self._replace(index, _first_line(error))
                     self._flights.pop(index, None)
                     call = self.workers[index].evaluate.remote(self._refs, num_episodes)
@@ -355,7 +371,12 @@ class RayBackend:
         """Put back what :meth:`state_dict` returned."""
         check_worker_count(state["workers"], len(self.workers))
         self._flights.clear()  # what workers still collect is not waited for; their states are put back after it
-        self._get(self.learner.load_state_dict.remote(state["learner"]), LEARNER_TIMEOUT_S, "learner")
+        try:
+            ray.get(self.learner.load_state_dict.remote(state["learner"]), timeout=LEARNER_TIMEOUT_S)
+        except RayTaskError as error:  # as in one process: the state is not one of this run
+            raise ValueError(_first_line(error)) from None
+        except RayError as error:
+            raise _death(error, "learner") from None
         for index in range(len(self.workers)):
             self._states[index] = state["workers"][index]
             self._rewind(index)

@@ -6,7 +6,6 @@ not run again and what is not goes on from its last checkpoint. Trials of a node
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -28,7 +27,7 @@ from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved
 from inril_ray.run import run
-from inril_ray.run_dir import finished, has_checkpoint, provenance, write_json
+from inril_ray.run_dir import claimed, finished, has_checkpoint, provenance, read_json, write_json
 from inril_ray.sweep import (
     Between,
     Outcome,
@@ -109,7 +108,8 @@ def run_sweep(
     """
     plain = to_dict(sweep)
     plan_file = directory / "plan.json"
-    if plan_file.is_file() and json.loads(plan_file.read_text())["hash"] != fingerprint(plain):
+    plan = read_json(plan_file) if plan_file.is_file() else {}
+    if plan and plan.get("hash") != fingerprint(plain):
         raise InrilError(f"{directory} holds another sweep; choose another --out.")
     settings = settings_of(sweep)
     # What these two draw starts from one policy; `check` sees to it.
@@ -123,62 +123,63 @@ def run_sweep(
         if demo_key(config) not in services:
             services[demo_key(config)] = DemoService(load_demos(config))
     directory.mkdir(parents=True, exist_ok=True)
-    estimate = json.loads(plan_file.read_text()).get("estimate") if plan_file.is_file() else None
-    if estimate is None:
-        estimate = estimated(sweep, example, services[demo_key(example)], local)
-    for line in estimate_lines(estimate):
-        say(line)
-    if max_hours is not None and estimate["wall_hours"] > max_hours:
-        raise InrilError(
-            f"--max-hours {max_hours:g}: the estimate is {estimate['wall_hours']:.2f} hours. Lower num_iterations, "
-            "settings or seeds, or give the cluster more CPUs."
+    with claimed(directory, say):
+        estimate = plan.get("estimate")
+        if estimate is None:
+            estimate = estimated(sweep, example, services[demo_key(example)], local)
+        for line in estimate_lines(estimate):
+            say(line)
+        if max_hours is not None and estimate["wall_hours"] > max_hours:
+            raise InrilError(
+                f"--max-hours {max_hours:g}: the estimate is {estimate['wall_hours']:.2f} hours. Lower num_iterations, "
+                "settings or seeds, or give the cluster more CPUs."
+            )
+        write_json(plan_file, {"sweep": plain, "hash": fingerprint(plain), "estimate": estimate})
+        parent = parent_of(directory, example.tracking, plain)
+        bases = {}
+        for setting in starts:
+            handle = services[demo_key(trial_config(sweep, setting, sweep.seeds.search[0]))].handle
+            key = base_key(sweep, setting)
+            bases[key] = directory / "bases" / key
+            if not (bases[key] / "summary.json").is_file():
+                say(f"--- cloning the policy that {'every trial' if len(bases) == 1 else key} starts from")
+                own = base_config(sweep, setting)
+                resume = has_checkpoint(bases[key])
+                backend, arrays = _backend(local, handle), fetch(handle)
+                run(own, bases[key], backend, resume=resume, demos=arrays, parent=directory, say=lambda _: None)
+        plan = Plan(
+            sweep=sweep,
+            directory=directory.resolve(),
+            local=local,
+            bases={key: path.resolve() for key, path in bases.items()},
+            demos={key: service.handle for key, service in services.items()},
         )
-    write_json(plan_file, {"sweep": plain, "hash": fingerprint(plain), "estimate": estimate})
-    parent = parent_of(directory, example.tracking, plain)
-    bases = {}
-    for setting in starts:
-        handle = services[demo_key(trial_config(sweep, setting, sweep.seeds.search[0]))].handle
-        key = base_key(sweep, setting)
-        bases[key] = directory / "bases" / key
-        if not (bases[key] / "summary.json").is_file():
-            say(f"--- cloning the policy that {'every trial' if len(bases) == 1 else key} starts from")
-            own = base_config(sweep, setting)
-            resume = has_checkpoint(bases[key])
-            backend, arrays = _backend(local, handle), fetch(handle)
-            run(own, bases[key], backend, resume=resume, demos=arrays, parent=directory, say=lambda _: None)
-    plan = Plan(
-        sweep=sweep,
-        directory=directory.resolve(),
-        local=local,
-        bases={key: path.resolve() for key, path in bases.items()},
-        demos={key: service.handle for key, service in services.items()},
-    )
-    outcomes = _search(plan, settings, example, say)
-    result = gather(sweep, outcomes, directory.resolve())
-    result |= {"estimate": estimate, "demo_store": _store_figures(services), **provenance()}
-    write_json(directory / "sweep.json", result)
-    stopped = [o.run_dir for o in outcomes if o.state != "finished"]
-    if sweep.seeds.confirm:
-        keys = dict.fromkeys(k for k in (result["winner"], result["control"]) if k)
-        chosen = [Setting(overrides=r["overrides"]) for k in keys for r in result["settings"] if r["key"] == k]
-        say(f"--- confirming {' and '.join(s.label for s in chosen)} at fresh seeds")
-        outcomes = _confirm(plan, chosen, example, say)
-        result["confirmation"] = confirmation(result, outcomes)
+        outcomes = _search(plan, settings, example, say)
+        result = gather(sweep, outcomes, directory.resolve())
+        result |= {"estimate": estimate, "demo_store": _store_figures(services), **provenance()}
         write_json(directory / "sweep.json", result)
-    _write_winner(result, directory, say)
-    if parent is not None:
-        scores = {row["label"]: row["mean"]["value"] for row in result["settings"] if "mean" in row}
-        parent.finish(
-            {_metric_name(label): value for label, value in scores.items()},
-            ("plan.json", "sweep.json", "winner"),
-            stopped,
-        )
-        tags = {
-            "task": result["task"],
-            "setting": next(r["label"] for r in result["settings"] if r["key"] == result["winner"]),
-        }
-        say(f"MLflow: {parent.register(f'inril-{sweep.name}', 'winner', tags)}")
-    return result
+        stopped = [o.run_dir for o in outcomes if o.state != "finished"]
+        if sweep.seeds.confirm:
+            keys = dict.fromkeys(k for k in (result["winner"], result["control"]) if k)
+            chosen = [Setting(overrides=r["overrides"]) for k in keys for r in result["settings"] if r["key"] == k]
+            say(f"--- confirming {' and '.join(s.label for s in chosen)} at fresh seeds")
+            outcomes = _confirm(plan, chosen, example, say)
+            result["confirmation"] = confirmation(result, outcomes)
+            write_json(directory / "sweep.json", result)
+        _write_winner(result, directory, say)
+        if parent is not None:
+            scores = {row["label"]: row["mean"]["value"] for row in result["settings"] if "mean" in row}
+            parent.finish(
+                {_metric_name(label): value for label, value in scores.items()},
+                ("plan.json", "sweep.json", "winner"),
+                stopped,
+            )
+            tags = {
+                "task": result["task"],
+                "setting": next(r["label"] for r in result["settings"] if r["key"] == result["winner"]),
+            }
+            say(f"MLflow: {parent.register(f'inril-{sweep.name}', 'winner', tags)}")
+        return result
 
 
 def _write_winner(result: Mapping[str, Any], directory: Path, say: Callable[[str], None]) -> None:

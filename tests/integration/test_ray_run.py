@@ -32,7 +32,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.sim]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
+    own = signal.signal(signal.SIGTERM, before := lambda *_: None)
     connect(load_config([TINY, {"compute": {"num_workers": 2}}]))
+    assert signal.getsignal(signal.SIGTERM) is before, "Ray leaves a run its handler"
+    signal.signal(signal.SIGTERM, own)
     yield
     ray.shutdown()
 
@@ -129,6 +132,26 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     run(read_config(tmp_path / "parts"), tmp_path / "parts", RayBackend, resume=True)
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
     assert differences(state(tmp_path / "parts", 4), state(tmp_path / "whole", 4)) == []
+
+
+def test_a_pipelined_run_goes_on_with_new_fragments(tmp_path: Path) -> None:
+    """Those in flight at the checkpoint are collected again, with its weights; nothing else is lost or done twice."""
+    layers = [TINY, {"compute": {"num_workers": 2, "mode": "pipelined"}, "checkpoint": {"every": 1}}]
+
+    class Interrupted(RayBackend):
+        def iterate(self) -> dict[str, float]:
+            if self._refs.version == 2:
+                raise KeyboardInterrupt
+            return super().iterate()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(load_config(layers), tmp_path, Interrupted)
+    summary = run(read_config(tmp_path), tmp_path, RayBackend, resume=True)
+    records = [r for r in measured(tmp_path) if "policy_lag" in r]
+    assert [r["iteration"] for r in records] == [1, 2, 3, 4]
+    assert [r["policy_lag"] for r in records] == [0.0, 1.0, 0.0, 1.0]
+    assert [r["env_steps"] for r in records] == [80 * i for i in range(1, 5)]
+    assert summary["iterations"] == 4
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy as copy_module
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -84,6 +86,26 @@ def test_a_killed_process_holds_nothing(copy: Path, monkeypatch: pytest.MonkeyPa
         pass
 
 
+def test_a_file_system_without_locks_is_told(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS emulates `flock` with locks that want a file that is open for writing; others have none."""
+
+    def nfs(handle: int, _operation: int) -> None:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    said: list[str] = []
+    monkeypatch.setattr("inril_ray.run_dir.fcntl.flock", nfs)
+    with claimed(copy, said.append):
+        assert not said
+
+    def refused(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("inril_ray.run_dir.fcntl.flock", refused)
+    with claimed(copy, said.append):
+        assert said == [f"Check: {copy} can't be locked (No locks available); start no second process there."]
+
+
 # -- edited and damaged files -----------------------------------------------------------------------------------------
 def test_a_configuration_that_was_changed_is_noticed(copy: Path) -> None:
     edit(copy / "config.json", lambda tree: tree["config"]["rl"].update(actor_lr=0.5))
@@ -152,6 +174,37 @@ def test_a_forged_checkpoint_is_a_sentence(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "session",
+    [
+        {"iteration": 4.5},
+        {"iteration": None},
+        {"env_steps": "x"},
+        {"best": []},
+        {"best": {"score": "high"}},
+        {"base": {}},
+        {"phase_s": []},
+        {"phase_s": {"rollout": "x"}},
+        {"health": 7},
+        {"health": [7]},
+        {"counters": {"rl_updates": None}},
+        {"versions": "x"},
+        {"versions": ["a"]},
+        {"versions": 3},
+    ],
+    ids=str,
+)
+def test_a_session_of_other_types_is_a_sentence_or_goes_on(copy: Path, session: dict[str, Any]) -> None:
+    tree = checkpoint.read_latest(copy / "checkpoints")[0]
+    tree["session"] |= session
+    checkpoint.write(copy / "checkpoints", 4, tree, keep=1)
+    if "versions" in session:  # they are only compared
+        assert again(copy, num_iterations=5)
+    else:
+        with pytest.raises(InrilError, match="was not written by this program"):
+            again(copy, num_iterations=5)
+
+
 @pytest.fixture(scope="module")
 def opened(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, dict[str, Any]]:
     """A session that could go on from the finished run, and the checkpoint."""
@@ -188,6 +241,12 @@ def test_any_spoiled_checkpoint_is_taken_or_explained(
             parent[last] = {"{}": {}, "[]": [], "array": np.zeros((2, 0))}.get(value, value)
     with contextlib.suppress(InrilError):
         session.start(spoiled)
+
+
+def test_nothing_from_a_file_commands_the_terminal(copy: Path) -> None:
+    edit(copy / "checkpoints" / "iteration_000004" / "manifest.json", lambda m: m.update(format_version="\x1b[2J\x07"))
+    said = again(copy)
+    assert said[0].startswith("Passed over: ") and all(c.isprintable() for text in said for c in text.replace("\n", ""))
 
 
 # -- odd machines -----------------------------------------------------------------------------------------------------

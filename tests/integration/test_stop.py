@@ -82,6 +82,16 @@ def test_before_there_is_anything_to_save_it_ends_at_once_and_starts_over(tmp_pa
     assert run(CONFIG, tmp_path, LocalBackend)["iterations"] == 4
 
 
+def test_while_the_processes_start_it_ends_at_once(tmp_path: Path) -> None:
+    def starting(*_: object) -> LocalBackend:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    with pytest.raises(SystemExit) as stop:
+        run(CONFIG, tmp_path, starting)
+    assert stop.value.code == STOPPED
+
+
 def test_a_stop_in_the_final_evaluation_costs_no_iteration(tmp_path: Path) -> None:
     class Struck(LocalBackend):
         def evaluate(self, num_episodes: int) -> None:  # type: ignore[override]

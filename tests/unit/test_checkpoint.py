@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -253,6 +254,31 @@ def test_the_leftover_of_a_killed_process_is_no_obstacle(tmp_path):
     path = checkpoint.write(tmp_path, 1, {"n": 1}, keep=1)
     assert checkpoint.read(path) == {"n": 1}
     assert not partial.exists()
+
+
+def test_what_a_killed_process_left_of_another_iteration_is_removed(tmp_path):
+    """With ``checkpoint.every`` unset the resumed run saves at other iterations."""
+    partial = tmp_path / ".iteration_000005.partial"
+    partial.mkdir()
+    checkpoint.write(tmp_path, 4, {"n": 1}, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["iteration_000004"]
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+def test_a_file_that_the_disk_can_not_read_is_passed_over(tmp_path, monkeypatch, name):
+    for iteration in (1, 2):
+        checkpoint.write(tmp_path, iteration, {"n": iteration}, keep=2)
+    sha256 = checkpoint._sha256
+
+    def fails(path):
+        if path == tmp_path / "iteration_000002" / name:
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", fails)
+    tree, warnings = checkpoint.read_latest(tmp_path)
+    assert tree == {"n": 1}
+    assert len(warnings) == 1 and f"{name} can't be read" in warnings[0]
 
 
 def test_a_root_that_is_a_file_is_an_error_of_ours(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
@@ -15,6 +16,7 @@ from inril_ray.config import build, config, fingerprint, merge, parse_overrides,
 from inril_ray.experiment import build_policy, load_config, resolved, task_spec
 from inril_ray.learner import InterleaveConfig
 from inril_ray.registry import resolve
+from inril_ray.sweep import read_sweep
 from inril_ray.types import InrilError
 
 LIFT = {"task": "robomimic/lift"}
@@ -223,12 +225,54 @@ def test_a_password_stays_out_of_what_is_printed_and_saved():
         "http://tracking.example/?api_key=hunter2",
         "https://tracking.example/x?sig=hunter2",
         "HTTPS://tracking.example/x?anything=hunter2",
+        "http:/me:hunter2@tracking.example",
     ):
         with pytest.raises(InrilError, match="MLFLOW_TRACKING_PASSWORD") as caught:
             load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": secret}}])
         assert "hunter2" not in str(caught.value)
     for uri in ("https://tracking.example:5000/x", "sqlite:////tmp/a@b.db", "databricks", "file:///tmp/mlruns"):
         assert load_config([{"task": "robomimic/lift", "tracking": {"mlflow_uri": uri}}]).tracking.mlflow_uri == uri
+
+
+ADDRESS = "http://me:hunter2@tracking.example"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"tracking": {"mlflow_uri": [ADDRESS]}},
+        {"tracking": ADDRESS},
+        {"tracking": {"mlflow_uri": {"x": [ADDRESS * 20]}}},
+        {"tracking": {ADDRESS: 1}},
+    ],
+)
+def test_nor_does_a_mistake_show_it(values: Any):
+    with pytest.raises(InrilError) as caught:
+        load_config([{"task": "robomimic/lift"}, values])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_nor_does_a_mistake_around_it(tmp_path: Path):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"base": {"tracking": {"mlflow_uri": ADDRESS}}}))
+    (tmp_path / "broken.yaml").write_text(f"mlflow_uri: {ADDRESS}: {{x")
+    for failing in (
+        lambda: read_sweep(tmp_path / "sweep.yaml"),
+        lambda: read_yaml(tmp_path / "broken.yaml"),
+        lambda: parse_overrides([f"tracking.mlflow_uri={ADDRESS}: {{x"]),
+        lambda: parse_overrides([ADDRESS]),
+    ):
+        with pytest.raises(InrilError) as caught:
+            failing()
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_small_file_of_aliases_makes_a_short_message(tmp_path: Path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    (tmp_path / "many.yaml").write_text("\n".join([*lines, "seed: *a11", "task: *a11"]))
+    with pytest.raises(InrilError) as caught:
+        load_config([read_yaml(tmp_path / "many.yaml")])
+    assert len(str(caught.value)) < 20_000
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from inril_ray.demos.episodes import DemoError, Expectation, Selection
 from inril_ray.demos.store import DemoArrays, DemoStore, convert, load, read_arrow, read_source, write_arrow
+from inril_ray.demos.summary import summary_lines
 from inril_ray.types import InrilError
 from tests.fakes import fake_demos
 from tests.unit.test_demos_robomimic import EXPECTATION, LENGTHS, OBS_KEYS, recorded, write_file
@@ -192,6 +193,30 @@ def test_a_header_that_does_not_fit_is_an_error(
     with pytest.raises(DemoError, match=message) as caught:
         load(path, EXPECTATION)
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize("value", [7, "x", None, [], {}, [7], {"x": [None]}, True])
+def test_a_header_of_other_types_is_an_error_or_printed(source: Path, tmp_path: Path, value: object) -> None:
+    """Every value in it, and what is calculated with, replaced by one of another kind."""
+    path = tmp_path / "demos.arrow"
+    convert(source, path, EXPECTATION)
+    table = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
+    header = json.loads(table.schema.metadata[b"inril_demos"])
+    known = {"warnings": ["w"], "observations": {"a": [3]}, "score_range": [0.0, 1.0]}
+    info = {**header["info"], "metadata": {**header["info"]["metadata"], **known}}
+    changed = [{name: value} for name in header]
+    changed += [{"info": {**info, name: value}} for name in info]
+    changed += [{"info": {**info, "metadata": {**info["metadata"], name: value}}} for name in info["metadata"]]
+    told = 0
+    for changes in changed:
+        rewritten(path, **changes)
+        try:
+            arrays = load(path, EXPECTATION)
+            assert summary_lines(path, arrays)
+        except DemoError as error:
+            assert str(path) in str(error)
+            told += 1
+    assert told >= len(header)
 
 
 @pytest.mark.parametrize("starts", [[-5, 5, 12, 16, 22], [3, 5, 12, 16, 22]])

@@ -7,26 +7,40 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import exceptions
 
 from inril_ray.distributed import driver
 from inril_ray.distributed.driver import Flight, RayBackend
 from inril_ray.distributed.workers import FragmentMeta
 from inril_ray.experiment import load_config
+from inril_ray.types import InrilError
 
 
-@pytest.mark.parametrize("silent", [(), (1,), (0, 2)])
-def test_what_arrived_while_the_learner_worked_is_not_late(
-    monkeypatch: pytest.MonkeyPatch, silent: tuple[int, ...]
+@pytest.mark.parametrize(
+    ("silent", "error"),
+    [
+        ((), None),
+        ((1,), None),
+        ((0, 2), None),
+        ((1,), exceptions.OutOfMemoryError("killed by the memory monitor")),
+        ((0,), exceptions.ActorDiedError()),
+        ((2,), exceptions.OutOfDiskError("no room to spill")),
+    ],
+)
+def test_only_workers_that_are_silent_or_failed_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, silent: tuple[int, ...], error: Exception | None
 ) -> None:
-    """All deadlines are over. Workers that have answered are not replaced, silent ones are, and answer then."""
+    """All deadlines are over: what arrived while the learner worked is not late. With an error, that is the answer."""
     backend, replaced = object.__new__(RayBackend), []
-    answered = {f"meta{i}" for i in range(3) if i not in silent}
+    answered = {f"meta{i}" for i in range(3) if i not in silent or error}
 
     def wait(refs: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
         ready = [ref for ref in refs if ref in answered][:num_returns]
         return ready, [ref for ref in refs if ref not in ready]
 
     def get(ref: str, timeout: float) -> Any:
+        if error and int(ref[-1]) in silent and int(ref[-1]) not in replaced:
+            raise error
         meta = {"worker": int(ref[-1]), "policy_version": 1, "env_steps": 1, "size_bytes": 1, "finished_at": 0.0}
         return FragmentMeta(**meta) if ref.startswith("meta") else ref
 
@@ -49,6 +63,24 @@ def test_what_arrived_while_the_learner_worked_is_not_late(
     assert backend._land() == ["fragment0", "fragment1", "fragment2"]
     assert replaced == list(silent)
     assert backend._states == ["state0", "state1", "state2"]
+
+
+def test_rollouts_that_never_arrive_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, rounds = object.__new__(RayBackend), []
+
+    def lost(*_: Any) -> Any:
+        rounds.append(1)
+        raise driver.LostError("blocked ports")
+
+    layer = {"task": "robomimic/lift", "compute": {"num_workers": 2, "max_worker_restarts": 3}}
+    backend.config, backend.workers = load_config([layer]), [0, 1]
+    backend._states, backend._flights = [None, None], {0: None, 1: None}  # type: ignore[dict-item]
+    backend.learner = SimpleNamespace(take=SimpleNamespace(remote=lambda: None))
+    for name, value in {"_land": list, "_get": lost, "_rewind": lambda _: None}.items():
+        monkeypatch.setattr(backend, name, value, raising=False)
+    with pytest.raises(InrilError, match="lost 4 times on their way to the learner"):
+        backend._collect()
+    assert len(rounds) == 4
 
 
 def test_a_long_evaluation_has_the_time_that_it_needs() -> None:

@@ -27,6 +27,7 @@ from inril_ray.sweep import (
     settings_of,
     trial_config,
 )
+from inril_ray.tune import run_sweep
 from inril_ray.tune.estimate import at_size, num_imitations, probed
 from inril_ray.types import InrilError
 from tests.unit.test_report import outcome, write_run
@@ -251,3 +252,11 @@ def test_shipped_sweeps_are_sound(file: Path) -> None:
     assert config.name == file.stem
     if config.method != "pbt":
         assert "RL only" in [s.label for s in settings_of(config)]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "7", '{"hash": "of another"}'])
+def test_a_directory_with_another_plan_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(InrilError, match=r"plan\.json is damaged|holds another sweep"):
+        run_sweep(sweep(space={"interleave.every": [1]}), tmp_path, local=True)
+    assert (tmp_path / "plan.json").read_text() == content
