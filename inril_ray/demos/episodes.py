@@ -24,9 +24,10 @@ DAMAGE = (
     AttributeError,
     ArithmeticError,
     MemoryError,
+    SystemError,
     pa.ArrowException,
 )
-"""What h5py, pyarrow and json raise on damaged files."""
+"""What h5py, pyarrow and json raise on damaged files; SystemError where HDF5 fails while h5py lets go of its lock."""
 SOURCE_KEY = "inril_source"
 """Where the files that we write say who acted: JSON with ``kind`` (scripted, planner, rl) and how they were made."""
 

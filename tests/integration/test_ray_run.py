@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 
+from inril_ray import checkpoint
 from inril_ray.backend import LocalBackend
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend, connect
@@ -49,6 +50,16 @@ def test_one_synchronous_worker_equals_local_bit_for_bit(tmp_path: Path) -> None
     run(config_with(), tmp_path / "ray", RayBackend)
     assert measured(tmp_path / "local") == measured(tmp_path / "ray")
     assert differences(state(tmp_path / "local", 4), state(tmp_path / "ray", 4)) == []
+
+
+def interrupted(version: int) -> type[RayBackend]:
+    class Interrupted(RayBackend):
+        def iterate(self) -> dict[str, float]:
+            if self._refs.version == version:
+                raise KeyboardInterrupt
+            return super().iterate()
+
+    return Interrupted
 
 
 def exported() -> dict[str, tuple[dict[str, str], float]]:
@@ -121,37 +132,35 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     config = config_with(num_workers=2)
     run(config, tmp_path / "whole", RayBackend)
 
-    class Interrupted(RayBackend):
-        def iterate(self) -> dict[str, float]:
-            if self._refs.version == 3:
-                raise KeyboardInterrupt
-            return super().iterate()
-
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "parts", Interrupted)
+        run(config, tmp_path / "parts", interrupted(3))
     run(read_config(tmp_path / "parts"), tmp_path / "parts", RayBackend, resume=True)
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
     assert differences(state(tmp_path / "parts", 4), state(tmp_path / "whole", 4)) == []
 
 
 def test_a_pipelined_run_goes_on_with_new_fragments(tmp_path: Path) -> None:
-    """Those in flight at the checkpoint are collected again, with its weights; nothing else is lost or done twice."""
+    """Those in flight at the checkpoint are collected again, with its weights; nothing else is lost or done twice.
+
+    And a forged checkpoint is a sentence on Ray, too.
+    """
     layers = [TINY, {"compute": {"num_workers": 2, "mode": "pipelined"}, "checkpoint": {"every": 1}}]
 
-    class Interrupted(RayBackend):
-        def iterate(self) -> dict[str, float]:
-            if self._refs.version == 2:
-                raise KeyboardInterrupt
-            return super().iterate()
-
     with pytest.raises(KeyboardInterrupt):
-        run(load_config(layers), tmp_path, Interrupted)
+        run(load_config(layers), tmp_path, interrupted(2))
     summary = run(read_config(tmp_path), tmp_path, RayBackend, resume=True)
     records = [r for r in measured(tmp_path) if "policy_lag" in r]
     assert [r["iteration"] for r in records] == [1, 2, 3, 4]
     assert [r["policy_lag"] for r in records] == [0.0, 1.0, 0.0, 1.0]
     assert [r["env_steps"] for r in records] == [80 * i for i in range(1, 5)]
     assert summary["iterations"] == 4
+
+    tree = checkpoint.read_latest(tmp_path / "checkpoints")[0]
+    tree["backend"]["learner"] = {"modules": 7}
+    checkpoint.write(tmp_path / "checkpoints", 4, tree, keep=1)
+    with pytest.raises(InrilError, match="was not written by this program") as caught:
+        run(read_config(tmp_path), tmp_path, RayBackend, resume=True)
+    assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -164,14 +173,8 @@ def test_replays_critics_and_plans_equal_local_and_survive_a_stop(tmp_path: Path
     config = load_config([resolved(config_of("robomimic/lift", algorithm)), quick, evaluation])
     run(config, tmp_path / "local", LocalBackend)
 
-    class Interrupted(RayBackend):
-        def iterate(self) -> dict[str, float]:
-            if self._refs.version == 2:
-                raise KeyboardInterrupt
-            return super().iterate()
-
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "ray", Interrupted)
+        run(config, tmp_path / "ray", interrupted(2))
     run(read_config(tmp_path / "ray"), tmp_path / "ray", RayBackend, resume=True)
     assert measured(tmp_path / "local") == measured(tmp_path / "ray")
     assert differences(state(tmp_path / "local", 3), state(tmp_path / "ray", 3)) == []

@@ -206,12 +206,13 @@ def test_a_session_of_other_types_is_a_sentence_or_goes_on(copy: Path, session: 
 
 
 @pytest.fixture(scope="module")
-def opened(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, dict[str, Any]]:
-    """A session that could go on from the finished run, and the checkpoint."""
+def opened(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[Session, dict[str, Any]]]:
+    """A session that could go on from the finished run, and the checkpoint; by a call, so that a failure is short."""
     config = read_config(finished)
     backend = LocalBackend(config, _demos())
     session = Session(config, tmp_path_factory.mktemp("spoiled"), backend, [], lambda _: None)
-    return session, checkpoint.read_latest(finished / "checkpoints")[0]
+    tree = checkpoint.read_latest(finished / "checkpoints")[0]
+    return lambda: (session, copy_module.deepcopy(tree))
 
 
 edits = st.lists(
@@ -224,13 +225,14 @@ edits = st.lists(
 @cases(20)
 @given(edits=edits)
 def test_any_spoiled_checkpoint_is_taken_or_explained(
-    opened: tuple[Session, dict[str, Any]], edits: list[tuple[int, bool, Any]]
+    opened: Callable[[], tuple[Session, dict[str, Any]]], edits: list[tuple[int, bool, Any]]
 ) -> None:
     """One whose hashes fit: whoever forges values forges these, too."""
-    session, tree = opened
-    spoiled = copy_module.deepcopy(tree)
+    session, spoiled = opened()
     for place, removes, value in edits:
         paths = [path for path in paths_of(spoiled) if path]
+        if not paths:
+            break
         *above, last = paths[place % len(paths)]
         parent = spoiled
         for key in above:
