@@ -20,7 +20,7 @@ from inril_ray.experiment import ExperimentConfig, load_demos, resolved
 from inril_ray.metrics import Tracker
 from inril_ray.registry import resolve
 from inril_ray.run_dir import claimed, provenance, write_json
-from inril_ray.session import Session, StopRequest
+from inril_ray.session import STOPPED, Session, StopRequest
 from inril_ray.terminal import plain
 from inril_ray.tracking import TRACKERS
 from inril_ray.tracking.base import TrackerContext
@@ -127,9 +127,9 @@ def _run(
                 session.log_base()
             session.iterate(stop)
             return session.finish(demos)
-    except SystemExit:
+    except SystemExit:  # while Ray starts, its own handler is there, which has other numbers
         say(f"Stopped by SIGTERM. The same command goes on with {run_dir}.")
-        raise
+        raise SystemExit(STOPPED) from None
     finally:
         with closing:
             for tracker in reversed(active):

@@ -82,8 +82,11 @@ def test_before_there_is_anything_to_save_it_ends_at_once_and_starts_over(tmp_pa
     assert run(CONFIG, tmp_path, LocalBackend)["iterations"] == 4
 
 
-def test_while_the_processes_start_it_ends_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", ["ours", "of Ray"])
+def test_while_the_processes_start_it_ends_at_once(tmp_path: Path, handler: str) -> None:
     def starting(*_: object) -> LocalBackend:
+        if handler == "of Ray":  # it is there within `ray.init`
+            raise SystemExit(15)
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("it went on")
 
