@@ -44,6 +44,8 @@ SAVED = (
     "stopped_by_guard",
 )
 """What a checkpoint holds of a session, beside the backend and the guard."""
+FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a state of another program or run raises where it is put back."""
 BEST = "best"
 """Directory of the checkpoint that the guard goes back to."""
 BEST_KEPT = 2
@@ -125,7 +127,7 @@ class Session:
         if saved is not None:
             try:
                 self._restore(saved)
-            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            except FOREIGN as error:
                 raise InrilError(
                     f"The checkpoint in {self.run_dir} was not written by this program, or not for this run: {error!r}."
                 ) from error
@@ -270,15 +272,21 @@ class Session:
             return self._end(f"The run ends here: there is no state to go back to. {error}")
         for warning in damaged:
             self._audit("passed over", warning)
-        self.guard.rollbacks += 1
-        self.guard.rewind(saved["session"]["guard"])
-        scale = config.step_factor**self.guard.rollbacks
-        self.backend.load_state_dict(saved["backend"])
-        self.backend.scale_steps(scale)
-        lost = self.env_steps - saved["session"]["env_steps"]
-        self.discarded_env_steps += lost
-        for name in ("iteration", "env_steps", "counters", "best", "collapsed"):  # time is spent, and findings stay
-            setattr(self, name, saved["session"][name])
+        try:
+            self.guard.rollbacks += 1
+            self.guard.rewind(saved["session"]["guard"])
+            scale = config.step_factor**self.guard.rollbacks
+            self.backend.load_state_dict(saved["backend"])
+            self.backend.scale_steps(scale)
+            lost = self.env_steps - saved["session"]["env_steps"]
+            self.discarded_env_steps += lost
+            for name in ("iteration", "env_steps", "counters", "best", "collapsed"):  # time is spent, and findings stay
+                setattr(self, name, saved["session"][name])
+        except FOREIGN as error:
+            raise InrilError(
+                f"The state to go back to, in {self.run_dir / BEST}, was not written by this program, or not for this "
+                f"run: {error!r}."
+            ) from error
         self._append(DISCARDED, [r for r in read_metrics(self.run_dir) if r.get("iteration", 0) > self.iteration])
         self._audit(
             "rolled back",

@@ -92,6 +92,10 @@ class LostError(InrilError):
     """An argument of a call was lost with the node that held it; the call did not begin."""
 
 
+class FailedError(InrilError):
+    """An actor raised something that nobody put into words; the message has its traceback from the second line on."""
+
+
 @dataclass
 class Flight:
     """A call in flight on a worker."""
@@ -372,11 +376,9 @@ class RayBackend:
         check_worker_count(state["workers"], len(self.workers))
         self._flights.clear()  # what workers still collect is not waited for; their states are put back after it
         try:
-            ray.get(self.learner.load_state_dict.remote(state["learner"]), timeout=LEARNER_TIMEOUT_S)
-        except RayTaskError as error:  # as in one process: the state is not one of this run
-            raise ValueError(_first_line(error)) from None
-        except RayError as error:
-            raise _death(error, "learner") from None
+            self._get(self.learner.load_state_dict.remote(state["learner"]), LEARNER_TIMEOUT_S, "learner")
+        except FailedError as error:  # as in one process: the state is not one of this run
+            raise ValueError(str(error).splitlines()[0]) from None
         for index in range(len(self.workers)):
             self._states[index] = state["workers"][index]
             self._rewind(index)
@@ -433,4 +435,4 @@ def _cause(error: RayTaskError, who: str) -> InrilError:
     cause = getattr(error, "cause", None)
     if isinstance(cause, ObjectLostError):
         return LostError(f"What the {who} was given was on a node that left: {_first_line(error)}")
-    return cause if isinstance(cause, InrilError) else InrilError(f"The {who} failed: {_first_line(error)}\n{error}")
+    return cause if isinstance(cause, InrilError) else FailedError(f"The {who} failed: {_first_line(error)}\n{error}")
