@@ -7,13 +7,15 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
+
 from inril_ray.checkpoint import load_module
 from inril_ray.demos.store import DemoArrays
-from inril_ray.experiment import ExperimentConfig, WorkerParts, build_learner, policy_weights
+from inril_ray.experiment import ExperimentConfig, WorkerParts, build_learner, policy_weights, share
 from inril_ray.metrics import Tracker
 from inril_ray.pretrain import pretrain
 from inril_ray.threads import torch_threads
-from inril_ray.types import EpisodeStats, InrilError, Rollout
+from inril_ray.types import EpisodeStats, Rollout
 
 
 class Backend(Protocol):
@@ -44,7 +46,7 @@ class Backend(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned, from a checkpoint."""
+        """Put back what :meth:`state_dict` returned, from a checkpoint of any number of workers."""
         ...
 
     def load_policy(self, state: Mapping[str, Any]) -> None:
@@ -133,9 +135,9 @@ class LocalBackend:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
-        check_worker_count(state["workers"], 1)
+        (envs,) = deal(state["workers"], self.config.rollout.num_envs, 1)
         self.learner.load_state_dict(state["learner"])
-        self.worker.collector.load_state_dict(state["workers"][0])
+        self.worker.collector.load_state_dict(envs)
         self._publish(everything=True)
 
     def load_policy(self, state: Mapping[str, Any]) -> None:
@@ -164,7 +166,36 @@ class LocalBackend:
         """Nothing to free."""
 
 
-def check_worker_count(states: list[Any], num_workers: int) -> None:
-    """Refuse a checkpoint of another number of workers, whose environments can't be dealt out again."""
-    if len(states) != num_workers:
-        raise InrilError(f"The checkpoint is of {len(states)} rollout workers, this run has {num_workers}.")
+def deal(states: list[Any], num_envs: int, num_workers: int) -> list[Any]:
+    """Deal out the environments of a checkpoint to the workers that there are now, however many there were.
+
+    Args:
+        states: of the workers that wrote it, in their order: trees whose leaves have a row for each environment.
+        num_envs: of all workers together.
+        num_workers: now.
+
+    Raises:
+        ValueError: the states are not of so many environments, or don't fit together.
+    """
+    whole = _joined(states, num_envs)
+    return [_rows(whole, share(num_envs, worker, num_workers)) for worker in range(num_workers)]
+
+
+def _joined(parts: list[Any], num_envs: int) -> Any:
+    first = parts[0]
+    if isinstance(first, dict):
+        if any(part.keys() != first.keys() for part in parts):
+            raise ValueError("the workers' states have different keys")
+        return {key: _joined([part[key] for part in parts], num_envs) for key in first}
+    if first is None and all(part is None for part in parts):  # before the first rollout
+        return None
+    whole = [row for part in parts for row in part] if isinstance(first, list) else np.concatenate(parts)
+    if len(whole) not in (0, num_envs):
+        raise ValueError(f"a state is of {len(whole)} environments, the run has {num_envs}")
+    return whole
+
+
+def _rows(tree: Any, envs: range) -> Any:
+    if isinstance(tree, dict):
+        return {key: _rows(value, envs) for key, value in tree.items()}
+    return None if tree is None else tree[envs.start : envs.stop]

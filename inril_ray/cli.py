@@ -242,21 +242,20 @@ def _train(arguments: argparse.Namespace) -> None:
     from inril_ray.config import fingerprint, merge
     from inril_ray.experiment import load_config, resolved
     from inril_ray.run import run
-    from inril_ray.run_dir import continues, read_config
+    from inril_ray.run_dir import changes, continues, read_config
 
     layers = _layers(arguments)
     if arguments.resume:
-        allowed = [layer for layer in layers if layer]
-        extra = {key for layer in allowed for key in layer} - {"num_iterations", "tracking"}
-        if extra:
-            raise InrilError(
-                "--resume keeps the run's configuration; only num_iterations may change, and tracking, not "
-                f"{', '.join(sorted(extra))}."
-            )
         out = arguments.resume
-        config = read_config(out)
-        for layer in allowed:
+        before = config = read_config(out)
+        refused = {key for layer in layers for key in layer} - {"num_iterations", "compute", "tracking"}
+        for layer in [] if refused else layers:
             config = load_config([merge(resolved(config), layer)])
+        if refused := refused | set(changes(before, config)) - {"num_iterations"}:
+            raise InrilError(
+                "--resume keeps the run's configuration; only num_iterations may change, tracking, and compute but for "
+                f"its mode and max_policy_lag, not {', '.join(sorted(refused))}."
+            )
     else:
         config = load_config(layers)
         words = (config.task, config.algorithm, config.schedule, f"s{config.seed}")

@@ -27,21 +27,34 @@ LOCK, LEAVES_WITHIN_S = ".lock", 10.0
 
 
 def continues(config: ExperimentConfig, run_dir: Path) -> bool:
-    """Return whether a directory holds a run of this configuration to go on with; it may be tracked elsewhere.
+    """Return whether a directory holds a run of this configuration to go on with; see :func:`identity`.
 
     Raises:
         InrilError: it holds a run of another configuration; names the keys that differ.
     """
     if not has_checkpoint(run_dir):
         return False
-    there, wanted = resolved(read_config(run_dir)), resolved(config)
-    differing = [key for key in wanted if key != "tracking" and wanted[key] != there.get(key)]
+    differing = changes(read_config(run_dir), config)
     if differing:
         raise InrilError(
             f"{run_dir} already holds a run with another {', '.join(differing)}. "
             f"Go on with it by --resume {run_dir}, or choose another --out."
         )
     return True
+
+
+def identity(config: ExperimentConfig) -> dict[str, Any]:
+    """Return what makes a run this one: all but where it computes and where it is tracked."""
+    values = resolved(config)
+    compute = values.pop("compute")
+    values.pop("tracking")
+    return values | {f"compute.{key}": compute[key] for key in ("mode", "max_policy_lag")}
+
+
+def changes(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
+    """Return the keys in which two configurations are of different runs."""
+    there, wanted = identity(before), identity(now)
+    return [key for key in wanted if wanted[key] != there.get(key)]
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -59,9 +72,8 @@ def finished(run_dir: Path, config: ExperimentConfig) -> dict[str, Any] | None:
         summary = dict(json.loads((run_dir / "summary.json").read_text()))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    # Not by the hash: a release may add keys, and where a run is tracked does not change it.
-    there, wanted = ({k: v for k, v in resolved(c).items() if k != "tracking"} for c in (read_config(run_dir), config))
-    if there != wanted:
+    # Not by the hash: a release may add keys.
+    if changes(read_config(run_dir), config):
         raise InrilError(f"{run_dir} holds a run of another configuration; choose another --out.")
     return summary
 

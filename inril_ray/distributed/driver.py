@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 from ray.util import get_current_placement_group
 
-from inril_ray.backend import check_worker_count
+from inril_ray.backend import deal
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService
 from inril_ray.distributed.gauges import GaugeTracker
@@ -41,8 +41,15 @@ def connect(config: ExperimentConfig) -> None:
     """Join the cluster that this process belongs to, or start a local one.
 
     Raises:
-        InrilError: the cluster has too few CPUs for the workers and the learner; gives both numbers. Or Ray failed.
+        InrilError: the cluster has too few CPUs for the workers and the learner, or the run too few environments; gives
+            both numbers. Or Ray failed.
     """
+    for name, envs in (("rollout", config.rollout.num_envs), ("evaluation", config.evaluation.num_envs)):
+        if envs < config.compute.num_workers:
+            raise InrilError(
+                f"compute.num_workers = {config.compute.num_workers}: each needs an environment, and {name}.num_envs "
+                f"is {envs}."
+            )
     needed = config.compute.num_workers + 1
     try:
         start_ray(needed)
@@ -52,7 +59,7 @@ def connect(config: ExperimentConfig) -> None:
     if total < needed:
         raise InrilError(
             f"compute.num_workers = {config.compute.num_workers}: workers and learner need {needed} CPUs, "
-            f"the cluster has {total:.0f}."
+            f"the cluster has {total:.0f}. Lower it: a run goes on with any number of workers."
         )
 
 
@@ -373,14 +380,14 @@ class RayBackend:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
-        check_worker_count(state["workers"], len(self.workers))
+        states = deal(state["workers"], self.config.rollout.num_envs, len(self.workers))
         self._flights.clear()  # what workers still collect is not waited for; their states are put back after it
         try:
             self._get(self.learner.load_state_dict.remote(state["learner"]), LEARNER_TIMEOUT_S, "learner")
         except FailedError as error:  # as in one process: the state is not one of this run
             raise ValueError(str(error).splitlines()[0]) from None
         for index in range(len(self.workers)):
-            self._states[index] = state["workers"][index]
+            self._states[index] = states[index]
             self._rewind(index)
         self._publish(everything=True)
 

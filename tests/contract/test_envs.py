@@ -11,6 +11,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from inril_ray import envs
+from inril_ray.backend import deal
 from inril_ray.demos import DEMONSTRATORS
 from inril_ray.envs.base import PURPOSES, EnvConfig, SimVectorEnv
 from inril_ray.envs.chunking import ChunkedEnv
@@ -247,6 +248,33 @@ def test_continuation_from_a_state_is_bit_identical(make: Make, case: tuple[str,
     fresh = envs.make(case[0], num_envs=2, seed=0, config=EnvConfig(max_episode_steps=LIMIT))
     fresh.set_state(state)
     assert_same(run(fresh, actions[done:]), expected)
+
+
+def test_environments_that_are_dealt_out_anew_go_on_bit_for_bit(make: Make, case: tuple[str, str]) -> None:
+    """As in a run that goes on with another number of workers: two become one, one becomes two."""
+    whole, parts = make(3), [make(2), make(1, first_env=2)]
+    actions = actions_for(whole, LIMIT + 4)
+
+    def step(members: list[SimVectorEnv], rows: np.ndarray) -> list[np.ndarray]:
+        found = [[env.step(row[env.first_env :][: env.num_envs])[:4] for env in members] for row in rows]
+        return [np.concatenate(arrays) for outcomes in found for arrays in zip(*outcomes, strict=True)]
+
+    for env in (whole, *parts):
+        env.reset()
+    step(parts, actions[:2])
+    step([whole], actions[:2])
+    (joined,), split = deal([env.get_state() for env in parts], 3, 1), deal([whole.get_state()], 3, 2)
+    if case[1] == "stock":  # its state is what later episodes depend on
+        expected = [whole.reset()[0]]
+        whole.set_state(joined)
+        assert_same([whole.reset()[0]], expected)
+        return
+    expected = step([whole], actions[2:])
+    whole.set_state(joined)
+    assert_same(step([whole], actions[2:]), expected)
+    for env, state in zip(parts, split, strict=True):
+        env.set_state(state)
+    assert_same(step(parts, actions[2:]), expected)
 
 
 def test_state_of_another_number_of_environments_is_refused(make: Make) -> None:

@@ -13,7 +13,7 @@ from inril_ray import checkpoint, session
 from inril_ray.backend import LocalBackend
 from inril_ray.experiment import load_config
 from inril_ray.run import run
-from inril_ray.types import EpisodeStats
+from inril_ray.types import EpisodeStats, InrilError
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY
 
@@ -172,6 +172,21 @@ def test_a_run_that_can_not_be_saved_ends_and_keeps_its_best(tmp_path: Path, gua
     assert summary["guard"]["collapsed"] is True
     assert summary["guard"]["rollbacks"] == rollbacks
     assert checkpoint.complete(tmp_path / "best") == [0]
+
+
+@pytest.mark.parametrize("part", ["backend", "session"])
+def test_a_forged_state_to_go_back_to_is_a_sentence(tmp_path: Path, part: str) -> None:
+    class Forging(Scripted):
+        def evaluate(self, num_episodes: int) -> EpisodeStats:
+            if self.learner.version == self.collapses_after:
+                tree = checkpoint.read_latest(tmp_path / "best")[0]
+                tree[part] |= {"learner": {"modules": 7}} if part == "backend" else {"guard": {"rollbacks": "x"}}
+                checkpoint.write(tmp_path / "best", 0, tree, keep=1)
+            return super().evaluate(num_episodes)
+
+    with pytest.raises(InrilError, match="The state to go back to, in .*best, was not written by this program"):
+        run(config_with(action="rollback"), tmp_path, Forging)
+    assert checkpoint.complete(tmp_path / "checkpoints")[-1] == 4
 
 
 def test_a_warning_changes_nothing(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from inril_ray.backend import LocalBackend
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend, connect
 from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
+from inril_ray.envs.base import COUNTERS
 from inril_ray.experiment import build_policy, load_config, load_demos, policy_weights, resolved, task_spec
 from inril_ray.run import run
 from inril_ray.run_dir import read_config
@@ -27,6 +28,8 @@ from inril_ray.types import EpisodeStats, InrilError
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY
 from tests.integration.test_matrix import config_of
+
+MANY = {"rollout": {"num_envs": 100}, "evaluation": {"num_envs": 100}}
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
 
@@ -52,11 +55,14 @@ def test_one_synchronous_worker_equals_local_bit_for_bit(tmp_path: Path) -> None
     assert differences(state(tmp_path / "local", 4), state(tmp_path / "ray", 4)) == []
 
 
-def interrupted(version: int) -> type[RayBackend]:
-    class Interrupted(RayBackend):
+def interrupted(version: int, base: Any = RayBackend) -> Any:
+    class Interrupted(base):
+        done = 0
+
         def iterate(self) -> dict[str, float]:
-            if self._refs.version == version:
+            if self.done == version:
                 raise KeyboardInterrupt
+            self.done += 1
             return super().iterate()
 
     return Interrupted
@@ -144,6 +150,29 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     run(read_config(tmp_path / "parts"), tmp_path / "parts", RayBackend, resume=True)
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
     assert differences(state(tmp_path / "parts", 4), state(tmp_path / "whole", 4)) == []
+
+
+def test_it_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    """From one process to two workers and back, in the middle of episodes; sums of other batches round differently."""
+    lasting = {"rollout": {"reset_each": False, "num_decisions": 3}, "checkpoint": {"every": 1}}
+    one, two = (load_config([TINY, lasting, {"compute": {"num_workers": n}}]) for n in (1, 2))
+    run(one, tmp_path / "whole", LocalBackend)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(one, tmp_path / "parts", interrupted(1, LocalBackend))
+    with pytest.raises(KeyboardInterrupt):
+        run(two, tmp_path / "parts", interrupted(2), resume=True)
+    assert len(state(tmp_path / "parts", 3)["workers"]) == 2
+    run(one, tmp_path / "parts", LocalBackend, resume=True)
+
+    for got, wanted in zip(measured(tmp_path / "parts"), measured(tmp_path / "whole"), strict=True):
+        assert got == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    got, wanted = (state(tmp_path / name, 4)["workers"][0] for name in ("parts", "whole"))
+    assert differences(got["noise"], wanted["noise"]) == []
+    assert (wanted["env"]["env"]["elapsed"] > 0).all()
+    for name in COUNTERS:
+        np.testing.assert_array_equal(got["env"]["env"][name], wanted["env"]["env"][name])
+    np.testing.assert_allclose(got["env"]["env"]["physics"], wanted["env"]["env"]["physics"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_pipelined_run_goes_on_with_new_fragments(tmp_path: Path) -> None:
@@ -302,4 +331,10 @@ def test_weights_survive_flattening() -> None:
 
 def test_too_small_a_cluster_is_refused() -> None:
     with pytest.raises(InrilError, match="need 101 CPUs"):
-        connect(config_with(num_workers=100))
+        connect(load_config([resolved(config_with(num_workers=100)), MANY]))
+
+
+@pytest.mark.parametrize("name", ["rollout", "evaluation"])
+def test_more_workers_than_environments_are_refused(name: str) -> None:
+    with pytest.raises(InrilError, match=rf"num_workers = 100: each needs an environment, and {name}.num_envs is 4\."):
+        connect(load_config([resolved(config_with(num_workers=100)), {**MANY, name: {"num_envs": 4}}]))

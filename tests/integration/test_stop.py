@@ -119,3 +119,7 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
     assert "already holds a run with another seed, interleave" in capsys.readouterr().err
     with pytest.raises(InrilError, match="another num_iterations"):
         continues(load_config([TINY, {"num_iterations": 9}]), tmp_path / "run")
+    elsewhere = {"compute": {"num_workers": 3, "device": "auto"}, "tracking": {"trackers": []}}
+    assert continues(load_config([TINY, elsewhere]), tmp_path / "run")
+    with pytest.raises(InrilError, match=r"another compute\.mode\."):
+        continues(load_config([TINY, {"compute": {"mode": "pipelined"}}]), tmp_path / "run")
