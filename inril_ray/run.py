@@ -97,10 +97,7 @@ def _run(
             raise InrilError(f"num_iterations = {config.num_iterations}: {run_dir} is at iteration {reached} already.")
         before = saved["session"].get("versions")
         findings += health.versions(before if isinstance(before, dict) else {}, origin["versions"])
-    write_json(
-        run_dir / "config.json",
-        {"config": values, "hash": fingerprint(values), **origin, "demos": dataclasses.asdict(demos.info)},
-    )
+    about = {"config": values, "hash": fingerprint(values), **origin, "demos": dataclasses.asdict(demos.info)}
     active: list[Tracker] = []
     closing = contextlib.ExitStack()
     try:
@@ -111,6 +108,7 @@ def _run(
             for tracker in _trackers(config, run_dir, values, parent):  # first: a server may not be there
                 active.append(tracker)  # noqa: PERF402 - one by one, so that those before it are closed
             active += [*backend.trackers(run_dir.name), *trackers]
+            write_json(run_dir / "config.json", about)  # now: a cluster or server that a run can't have changes nothing
             session.start(saved)
             session.check(findings)
             stop.saves = True

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 from ray.util import get_current_placement_group
 
 from inril_ray.backend import deal
@@ -434,7 +434,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _death(error: RayError, who: str) -> InrilError:
-    return InrilError(f"The {who} died: {_first_line(error)} Start the run again; it goes on from its last checkpoint.")
+    room = ", with fewer compute.num_workers if memory is short" if isinstance(error, OutOfMemoryError) else ""
+    return InrilError(
+        f"The {who} died: {_first_line(error).rstrip('.')}. Start the run again{room}; it goes on from its last "
+        "checkpoint."
+    )
 
 
 def _cause(error: RayTaskError, who: str) -> InrilError:

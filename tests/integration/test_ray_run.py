@@ -29,8 +29,6 @@ from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY
 from tests.integration.test_matrix import config_of
 
-MANY = {"rollout": {"num_envs": 100}, "evaluation": {"num_envs": 100}}
-
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
 
 
@@ -163,6 +161,9 @@ def test_it_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(two, tmp_path / "parts", interrupted(2), resume=True)
     assert len(state(tmp_path / "parts", 3)["workers"]) == 2
+    with pytest.raises(InrilError, match=r"num_workers = 5: each needs an environment, and rollout.num_envs is 4\."):
+        run(load_config([resolved(two), {"compute": {"num_workers": 5}}]), tmp_path / "parts", RayBackend, resume=True)
+    assert read_config(tmp_path / "parts") == two
     run(one, tmp_path / "parts", LocalBackend, resume=True)
 
     for got, wanted in zip(measured(tmp_path / "parts"), measured(tmp_path / "whole"), strict=True):
@@ -331,10 +332,12 @@ def test_weights_survive_flattening() -> None:
 
 def test_too_small_a_cluster_is_refused() -> None:
     with pytest.raises(InrilError, match="need 101 CPUs"):
-        connect(load_config([resolved(config_with(num_workers=100)), MANY]))
+        many = {name: {"num_envs": 100} for name in ("rollout", "evaluation")}
+        connect(load_config([resolved(config_with(num_workers=100)), many]))
 
 
-@pytest.mark.parametrize("name", ["rollout", "evaluation"])
-def test_more_workers_than_environments_are_refused(name: str) -> None:
-    with pytest.raises(InrilError, match=rf"num_workers = 100: each needs an environment, and {name}.num_envs is 4\."):
-        connect(load_config([resolved(config_with(num_workers=100)), {**MANY, name: {"num_envs": 4}}]))
+def test_more_workers_than_environments_to_evaluate_in_are_refused() -> None:
+    with pytest.raises(
+        InrilError, match=r"num_workers = 100: each needs an environment, and evaluation.num_envs is 4\."
+    ):
+        connect(load_config([resolved(config_with(num_workers=100)), {"rollout": {"num_envs": 100}}]))

@@ -65,6 +65,28 @@ def test_only_workers_that_are_silent_or_failed_are_replaced(
     assert backend._states == ["state0", "state1", "state2"]
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (exceptions.NodeDiedError("It left."), "It left. Start the run again; it goes on from its last"),
+        (
+            exceptions.OutOfMemoryError("1.50GB used / 23.54GB limit"),
+            "23.54GB limit. Start the run again, with fewer compute.num_workers if memory is short; it goes on from",
+        ),
+    ],
+)
+def test_the_death_of_the_learner_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, error: exceptions.RayError, expected: str
+) -> None:
+    def get(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(driver.ray, "get", get)
+    with pytest.raises(InrilError, match=f"^The learner died: {type(error).__name__}: ") as caught:
+        object.__new__(RayBackend)._get("ref", 1.0, "learner")
+    assert expected in str(caught.value)
+
+
 def test_rollouts_that_never_arrive_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, rounds = object.__new__(RayBackend), []
 
