@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from inril_ray.types import InrilError
 
 FORMAT_VERSION = 1
-NAME = re.compile(r"^iteration_(\d{6})$")
+NAME = re.compile(r"^iteration_(\d{6,})$")
 ARRAY_KEY = "__array__"
 
 
@@ -79,7 +79,9 @@ def replace_text(path: Path, text: str) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.unlink(missing_ok=True)  # of a process that was killed; or a link, which would be followed
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text)
         _sync(partial)
         os.replace(partial, path)
     except OSError:
@@ -152,7 +154,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         version, hashes = manifest["format_version"], dict(manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InrilError(f"Checkpoint {path} has no readable manifest.json ({error!r}).") from None
     if type(version) is not int or version != FORMAT_VERSION:
         raise InrilError(f"Checkpoint {path} has format version {version}, this release reads {FORMAT_VERSION}.")
@@ -186,9 +188,7 @@ def read_latest(root: Path) -> tuple[dict[str, Any], list[str]]:
             return read(root / f"iteration_{iteration:06d}"), warnings
         except InrilError as error:
             warnings.append(str(error))
-    raise InrilError(
-        f"No intact checkpoint in {root}; choose another --out to start anew." + "".join(f"\n{w}" for w in warnings)
-    )
+    raise InrilError(f"No intact checkpoint in {root}." + "".join(f"\n{w}" for w in warnings))
 
 
 def _split(value: Any, arrays: dict[str, np.ndarray]) -> Any:

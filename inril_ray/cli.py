@@ -85,12 +85,13 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="clone demonstrations, then fine-tune; or resume a run")
     _add_config(train)
-    train.add_argument(
+    place = train.add_mutually_exclusive_group()
+    place.add_argument(
         "--out",
         type=Path,
         help="run directory (default: runs/TASK-ALGORITHM-SCHEDULE-sSEED-TIME); resumes a run of this configuration",
     )
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on from the newest intact checkpoint of a run")
+    place.add_argument("--resume", type=Path, metavar="RUN", help="go on from the newest intact checkpoint of a run")
     train.add_argument("--local", action="store_true", help="one process, without Ray: for debugging")
     train.set_defaults(command=_train)
 
@@ -239,23 +240,15 @@ def _default_out(*words: str) -> Path:
 def _train(arguments: argparse.Namespace) -> None:
     import yaml
 
-    from inril_ray.config import fingerprint, merge
+    from inril_ray.config import fingerprint
     from inril_ray.experiment import load_config, resolved
     from inril_ray.run import run
-    from inril_ray.run_dir import changes, continues, read_config
+    from inril_ray.run_dir import continues, reconfigured
 
     layers = _layers(arguments)
     if arguments.resume:
         out = arguments.resume
-        before = config = read_config(out)
-        refused = {key for layer in layers for key in layer} - {"num_iterations", "compute", "tracking"}
-        for layer in [] if refused else layers:
-            config = load_config([merge(resolved(config), layer)])
-        if refused := refused | set(changes(before, config)) - {"num_iterations"}:
-            raise InrilError(
-                "--resume keeps the run's configuration; only num_iterations may change, tracking, and compute but for "
-                f"its mode and max_policy_lag, not {', '.join(sorted(refused))}."
-            )
+        config = reconfigured(out, layers)
     else:
         config = load_config(layers)
         words = (config.task, config.algorithm, config.schedule, f"s{config.seed}")
@@ -272,7 +265,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from inril_ray import envs
-    from inril_ray.checkpoint import load_module
+    from inril_ray.checkpoint import complete, load_module
     from inril_ray.config import merge
     from inril_ray.evaluate import evaluation_metrics
     from inril_ray.experiment import WorkerParts, build_policy, load_config, resolved, task_spec
@@ -289,6 +282,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InrilError(f"--episodes {arguments.episodes}: at least 1 is needed.")
     if arguments.video and arguments.video.suffix != ".mp4":
         raise InrilError(f"--video {arguments.video}: an .mp4 is written.")
+    if arguments.policy == "best" and not complete(arguments.run / BEST):
+        raise InrilError(
+            f"--policy best: {arguments.run} has no such state; guard.action = {config.guard.action!r}, and 'rollback' "
+            "and 'stop' keep one."
+        )
     if arguments.policy == "base":
         weights = read_pretrained(arguments.run)
     else:

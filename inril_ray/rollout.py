@@ -141,7 +141,14 @@ class RolloutCollector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
+        """Put back what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the observations are not of these environments.
+        """
+        obs, shape = state["obs"], (self.env.num_envs, self.policy.decision_spec(self.env.spec).obs_dim)
+        if obs is not None and np.shape(obs) != shape:
+            raise ValueError(f"observations of shape {np.shape(obs)} instead of {shape}")
         self.noise.load_state_dict(state["noise"])
         self.env.set_state(state["env"])
-        self._obs = None if state["obs"] is None else state["obs"].copy()
+        self._obs = None if obs is None else np.array(obs, np.float32)

@@ -86,7 +86,10 @@ def _run(
         raise InrilError(
             f"{run_dir} already holds a run. Go on with it by --resume {run_dir}, or choose another --out."
         )
-    saved, warnings = checkpoint.read_latest(run_dir / "checkpoints") if resume else (None, [])
+    try:
+        saved, warnings = checkpoint.read_latest(run_dir / "checkpoints") if resume else (None, [])
+    except InrilError as error:
+        raise InrilError(f"{error}\nChoose another --out to start anew.") from None
     for warning in warnings:
         say(f"Passed over: {warning}")
     origin = provenance()
@@ -108,9 +111,12 @@ def _run(
             for tracker in _trackers(config, run_dir, values, parent):  # first: a server may not be there
                 active.append(tracker)  # noqa: PERF402 - one by one, so that those before it are closed
             active += [*backend.trackers(run_dir.name), *trackers]
-            write_json(run_dir / "config.json", about)  # now: a cluster or server that a run can't have changes nothing
-            session.start(saved)
             session.check(findings)
+            if saved is not None:
+                session.restore(saved)
+            write_json(run_dir / "config.json", about)  # not before: what a run can't go on with changes nothing
+            if saved is None:
+                session.begin()
             stop.saves = True
             if saved is not None:
                 if damaged := damaged_lines(run_dir):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,44 +18,86 @@ from typing import Any
 import torch
 
 from inril_ray import __version__, checkpoint
-from inril_ray.config import fingerprint
+from inril_ray.config import fingerprint, flat, merge
 from inril_ray.experiment import ExperimentConfig, load_config, resolved
 from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError
 
+INCIDENTAL = (
+    "tracking.",
+    "checkpoint.",
+    "video.",
+    "compute.num_workers.",
+    "compute.device.",
+    "compute.learner_threads.",
+    "compute.rollout_timeout_s.",
+    "compute.max_worker_restarts.",
+    "env.furniture.threads.",
+    "env.furniture.meshes.",
+    "env.furniture.contacts.",
+    "env.furniture.constraints.",
+)
+"""Settings that may change when a run goes on: where and with how much it computes, is saved, drawn and tracked."""
+RESUMED = ("num_iterations", "demos")
+"""Those that may change when one asks for it: a run is extended; its demonstrations, known by a hash, have moved."""
 LOCK, LEAVES_WITHIN_S = ".lock", 10.0
 """Time that a process which was told to end, or was killed, has to leave its run directory."""
 
 
 def continues(config: ExperimentConfig, run_dir: Path) -> bool:
-    """Return whether a directory holds a run of this configuration to go on with; see :func:`identity`.
+    """Return whether a directory holds a run of this configuration to go on with; see :data:`INCIDENTAL`.
 
     Raises:
         InrilError: it holds a run of another configuration; names the keys that differ.
     """
     if not has_checkpoint(run_dir):
         return False
+    _check_same(run_dir, config)
+    return True
+
+
+def _check_same(run_dir: Path, config: ExperimentConfig) -> None:
     differing = changes(read_config(run_dir), config)
     if differing:
         raise InrilError(
             f"{run_dir} already holds a run with another {', '.join(differing)}. "
             f"Go on with it by --resume {run_dir}, or choose another --out."
         )
-    return True
 
 
 def identity(config: ExperimentConfig) -> dict[str, Any]:
-    """Return what makes a run this one: all but where it computes and where it is tracked."""
-    values = resolved(config)
-    compute = values.pop("compute")
-    values.pop("tracking")
-    return values | {f"compute.{key}": compute[key] for key in ("mode", "max_policy_lag")}
+    """Return by dotted key what makes a run this one: all but what is :data:`INCIDENTAL`."""
+    return {key: v for key, v in flat(resolved(config)).items() if not f"{key}.".startswith(INCIDENTAL)}
 
 
 def changes(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
-    """Return the keys in which two configurations are of different runs."""
+    """Return the dotted keys in which two configurations are of different runs."""
     there, wanted = identity(before), identity(now)
     return [key for key in wanted if wanted[key] != there.get(key)]
+
+
+def reconfigured(run_dir: Path, layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
+    """Return the configuration of a run that goes on with other settings.
+
+    Args:
+        run_dir: of the run.
+        layers: the settings.
+
+    Raises:
+        InrilError: with one of them it would be another run; names it, and what may change.
+    """
+    before, given = read_config(run_dir), functools.reduce(merge, layers, {})
+    there = resolved(before)
+    # Those decide which keys there are.
+    refused = [key for key in ("task", "algorithm", "policy") if given.get(key, there[key]) != there[key]]
+    config = before if refused else load_config([there, given])
+    refused += [key for key in changes(before, config) if key not in RESUMED]
+    if refused:
+        free = ", ".join([*RESUMED, *(key.rstrip(".") for key in INCIDENTAL)])
+        raise InrilError(
+            f"The run in {run_dir} can't go on with another {', '.join(refused)}; these may change: {free}."
+        )
+    return config
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -72,9 +115,7 @@ def finished(run_dir: Path, config: ExperimentConfig) -> dict[str, Any] | None:
         summary = dict(json.loads((run_dir / "summary.json").read_text()))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    # Not by the hash: a release may add keys.
-    if changes(read_config(run_dir), config):
-        raise InrilError(f"{run_dir} holds a run of another configuration; choose another --out.")
+    _check_same(run_dir, config)
     return summary
 
 

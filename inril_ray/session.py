@@ -122,17 +122,24 @@ class Session:
         self.phase_s[phase] = self.phase_s.get(phase, 0.0) + seconds
         return seconds
 
-    def start(self, saved: dict[str, Any] | None) -> None:
-        """Restore a checkpoint, or clone and evaluate the base policy and save the first one."""
-        if saved is not None:
-            try:
-                self._restore(saved)
-            except FOREIGN as error:
-                raise InrilError(
-                    f"The checkpoint in {self.run_dir} was not written by this program, or not for this run: {error!r}."
-                ) from error
-            self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
-            return
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Put back a checkpoint.
+
+        Raises:
+            InrilError: it is not one of this run.
+        """
+        found = self.health
+        try:
+            self._restore(saved)
+        except FOREIGN as error:
+            raise InrilError(
+                f"The checkpoint in {self.run_dir} was not written by this program, or not for this run: {error!r}."
+            ) from error
+        self.health += [text for text in found if text not in self.health]
+        self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
+
+    def begin(self) -> None:
+        """Clone and evaluate the base policy and save the first checkpoint."""
         self._cut_logs({})  # of a start that was cut short
         replay = self.backend.replay_memory(self.config.num_iterations * self.config.rollout.num_decisions)
         self.check(health.replay(*replay) if replay else [])
@@ -317,6 +324,8 @@ class Session:
     def _append(self, name: str, entries: Sequence[Mapping[str, Any]]) -> None:
         with (self.run_dir / name).open("a") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in entries)
+            file.flush()
+            os.fsync(file.fileno())  # before a checkpoint counts on it
 
     def check(self, findings: list[str]) -> None:
         """Say and note what a check found."""
@@ -378,8 +387,12 @@ class Session:
     def _film(self, final: Mapping[str, Any]) -> None:
         if self.config.video:
             episode = choose_episode(self.base["outcomes"], final["outcomes"], self.config.evaluation.num_envs)
-            base, now = read_pretrained(self.run_dir), self.backend.acting_state()
-            self.say(write_before_and_after(self.run_dir, self.config, base, now, episode))
+            try:
+                base = read_pretrained(self.run_dir)
+            except InrilError as error:
+                self.say(f"No pictures: {error}")
+                return
+            self.say(write_before_and_after(self.run_dir, self.config, base, self.backend.acting_state(), episode))
 
     def save(self) -> Path:
         """Write a checkpoint; return its directory."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos
-from inril_ray.run_dir import claimed, finished, has_checkpoint, provenance, write_json
+from inril_ray.run_dir import claimed, continues, finished, provenance, write_json
 from inril_ray.statistics import (
     Estimate,
     Measure,
@@ -102,7 +102,9 @@ def verdict(
                 own = {"seed": seed, "pretrained": str(base_dir), "video": False, **changes}
                 arm_config = load_config([*layers, own])
                 path = directory / f"{arm}_seed{seed}"
-                summaries[arm].append(finished(path, arm_config) or run_one(arm_config, path, has_checkpoint(path)))
+                summaries[arm].append(
+                    finished(path, arm_config) or run_one(arm_config, path, continues(arm_config, path))
+                )
                 paths[arm].append(path.name)
         result = compare(summaries, paths, seeds)
         demos = load_demos(config).info
@@ -127,7 +129,7 @@ def _base_policy(
     base_config = load_config([*layers, only])
     if finished(path, base_config) is None:
         say("--- cloning the policy that every run starts from")
-        run_one(base_config, path, has_checkpoint(path))
+        run_one(base_config, path, continues(base_config, path))
     return path.resolve()
 
 

@@ -51,11 +51,7 @@ def connect(config: ExperimentConfig) -> None:
                 f"is {envs}."
             )
     needed = config.compute.num_workers + 1
-    try:
-        start_ray(needed)
-        total = ray.cluster_resources().get("CPU", 0.0)
-    except Exception as error:  # Ray raises bare ones, too, where one of its processes is gone
-        raise InrilError(f"Ray did not start: {_first_line(error)} Start the run again.") from None
+    total = start_ray(needed)
     if total < needed:
         raise InrilError(
             f"compute.num_workers = {config.compute.num_workers}: workers and learner need {needed} CPUs, "
@@ -63,13 +59,24 @@ def connect(config: ExperimentConfig) -> None:
         )
 
 
-def start_ray(num_cpus: int, **options: Any) -> None:
-    """Join the cluster that this process belongs to, or start a local one.
+def start_ray(num_cpus: int, **options: Any) -> float:
+    """Join the cluster that this process belongs to, or start a local one; return the CPUs that it has.
 
     Args:
         num_cpus: logical CPUs that a local one has at least.
         options: further ones of ``ray.init`` for a local one.
+
+    Raises:
+        InrilError: Ray did not start.
     """
+    try:
+        _init_ray(num_cpus, options)
+        return ray.cluster_resources().get("CPU", 0.0)
+    except Exception as error:  # Ray raises bare ones, too, where one of its processes is gone
+        raise InrilError(f"Ray did not start: {_first_line(error).rstrip('.')}. Start the run again.") from None
+
+
+def _init_ray(num_cpus: int, options: Mapping[str, Any]) -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         handler = signal.getsignal(signal.SIGTERM)
@@ -83,7 +90,9 @@ def start_ray(num_cpus: int, **options: Any) -> None:
             os.environ.setdefault("RAY_worker_niceness", "0")
             # Logical CPUs: in sync mode workers and learner take turns, so a local cluster may have more than cores.
             # Without the dashboard: eleven processes and 0.25 GB that a cluster of one run's own has no use for.
+            # Not the one that somebody's `ray start` left on this machine, which Ray would look for otherwise.
             ray.init(
+                address="local",
                 num_cpus=max(available_cpus(), num_cpus),
                 logging_level=logging.WARNING,
                 log_to_driver=True,
@@ -133,27 +142,31 @@ class RayBackend:
             gpus = 1
         elif config.compute.device == "cuda":
             raise InrilError("compute.device = 'cuda': the cluster has no GPU.")
-        self.learner = LearnerActor.options(num_cpus=1, num_gpus=gpus).remote(config, handle)
+        self.learner = LearnerActor.options(num_cpus=1, num_gpus=gpus).remote()
         # Values, not references: what a worker returned stays on its node and would be lost with it.
         self._states: list[Any] = [None] * config.compute.num_workers
-        self.workers = [self._spawn(i) for i in range(config.compute.num_workers)]
+        self.workers: list[Any] = [None] * config.compute.num_workers
+        starting = [self.learner.start.remote(config, handle), *map(self._spawn, range(config.compute.num_workers))]
         self._flights: dict[int, Flight] = {}
         self._finished_at: list[float] = []
         self._learned_at: float | None = None
         self._generation = 0
         self._refs: Any = None
-        for actor, who in self._actors():
-            self._get(self._started(actor, who), START_TIMEOUT_S, who)
+        for ref, (_, who) in zip(starting, self._actors(), strict=True):
+            self._get(self._started(ref, who), START_TIMEOUT_S, who)
         for i, worker in enumerate(self.workers):
             self._states[i] = self._get(worker.state_dict.remote(), START_TIMEOUT_S, f"rollout worker {i}")
 
     # -- processes ----------------------------------------------------------------------------------------------------
     def _spawn(self, index: int) -> Any:
+        """Start a worker that takes over the last known state; return the reference of its start."""
         # Spread, so that simulators share no cores before they must, and a node that leaves takes few of them. In a
         # trial of a sweep its placement group decides.
         strategy = {} if get_current_placement_group() else {"scheduling_strategy": "SPREAD"}
-        place = RolloutWorker.options(num_cpus=1, **strategy)
-        return place.remote(self.config, index, self.config.compute.num_workers, self._states[index])
+        self.workers[index] = RolloutWorker.options(num_cpus=1, **strategy).remote()
+        return self.workers[index].start.remote(
+            self.config, index, self.config.compute.num_workers, self._states[index]
+        )
 
     def _get(self, ref: Any, timeout_s: float, who: str) -> Any:
         """Wait for an answer.
@@ -176,13 +189,13 @@ class RayBackend:
     def _actors(self) -> list[tuple[Any, str]]:
         return [(self.learner, "learner"), *((w, f"rollout worker {i}") for i, w in enumerate(self.workers))]
 
-    def _started(self, actor: Any, who: str) -> Any:
-        """Wait until an actor has been placed and built, or has failed; return the answer's reference.
+    def _started(self, ref: Any, who: str) -> Any:
+        """Wait until an actor has been placed and built, or has failed; return the reference of its start.
 
         Raises:
             InrilError: it was not within ``START_TIMEOUT_S``; says what the cluster has free.
         """
-        placed, _ = ray.wait([ref := actor.ready.remote()], timeout=START_TIMEOUT_S)
+        placed, _ = ray.wait([ref], timeout=START_TIMEOUT_S)
         if not placed:
             free = ray.available_resources()
             raise InrilError(
@@ -204,9 +217,8 @@ class RayBackend:
                 raise InrilError(f"Rollout worker {index} failed {limit + 1} times, the last time so: {reason}")
             print(f"Rollout worker {index} is replaced: {reason}", flush=True)
             ray.kill(self.workers[index], no_restart=True)
-            self.workers[index] = self._spawn(index)
             try:  # Its deadline must not run while it starts.
-                ray.get(self._started(self.workers[index], f"replacement of rollout worker {index}"))
+                ray.get(self._started(self._spawn(index), f"replacement of rollout worker {index}"))
                 return
             except RayError as error:  # it was put on a node that is leaving as well, or is full
                 reason = _first_line(error)
@@ -248,7 +260,8 @@ class RayBackend:
             now = time.monotonic()
             for index, flight in list(self._flights.items()):
                 if index not in fragments and now > flight.deadline:
-                    self._replace(index, f"silent for {self.config.compute.rollout_timeout_s:.0f} s")
+                    limit_s = self.config.compute.rollout_timeout_s
+                    self._replace(index, f"silent for longer than compute.rollout_timeout_s = {limit_s:g}")
                     self._launch(index)
         self._flights.clear()
         return [fragments[i] for i in range(len(self.workers))]
@@ -287,11 +300,17 @@ class RayBackend:
                 self._rewind(index)
 
     def _rewind(self, index: int) -> None:
-        """Take a worker back to the state that the driver holds, in a new process if the old one is gone."""
+        """Take a worker back to the state that the driver holds, in a new process if the old one is gone.
+
+        Raises:
+            InrilError: the worker can't take that state; no other could.
+        """
         try:
             # It may be collecting still.
             timeout_s = START_TIMEOUT_S + self.config.compute.rollout_timeout_s
             ray.get(self.workers[index].load_state_dict.remote(self._states[index]), timeout=timeout_s)
+        except RayTaskError as error:
+            raise _cause(error, f"rollout worker {index}") from None
         except RayError as error:
             self._replace(index, _first_line(error))
 
@@ -384,11 +403,11 @@ class RayBackend:
         self._flights.clear()  # what workers still collect is not waited for; their states are put back after it
         try:
             self._get(self.learner.load_state_dict.remote(state["learner"]), LEARNER_TIMEOUT_S, "learner")
+            for index in range(len(self.workers)):
+                self._states[index] = states[index]
+                self._rewind(index)
         except FailedError as error:  # as in one process: the state is not one of this run
             raise ValueError(str(error).splitlines()[0]) from None
-        for index in range(len(self.workers)):
-            self._states[index] = states[index]
-            self._rewind(index)
         self._publish(everything=True)
 
     def scale_steps(self, scale: float) -> None:

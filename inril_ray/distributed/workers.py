@@ -38,14 +38,18 @@ def peak_memory_bytes() -> int:
 class RolloutWorkerShell:
     """One single-threaded process with its share of the environments.
 
-    Args:
-        config: of the run.
-        worker: index.
-        num_workers: workers in all.
-        state: of a predecessor that died, or None.
+    ``start`` builds it, not ``__init__``: of what that raises Ray tells the driver no more than a traceback's text.
     """
 
-    def __init__(self, config: ExperimentConfig, worker: int, num_workers: int, state: dict[str, Any] | None) -> None:
+    def start(self, config: ExperimentConfig, worker: int, num_workers: int, state: dict[str, Any] | None) -> None:
+        """Build policy and environments.
+
+        Args:
+            config: of the run.
+            worker: index.
+            num_workers: workers in all.
+            state: of a predecessor that died, or None.
+        """
         torch.set_num_threads(1)
         self.parts = WorkerParts(config, worker, num_workers)
         self._version, self._generation = -1, -1
@@ -53,7 +57,7 @@ class RolloutWorkerShell:
             self.parts.collector.load_state_dict(state)
 
     def ready(self) -> int:
-        """Return the process id; answered once the environments exist."""
+        """Return the process id."""
         return os.getpid()
 
     def _load(self, refs: WeightRefs) -> None:
@@ -105,14 +109,15 @@ class RolloutWorkerShell:
 
 
 class LearnerShell:
-    """The learner's process, on a GPU when it was given one.
+    """The learner's process, on a GPU when it was given one; ``start`` builds it."""
 
-    Args:
-        config: of the run.
-        demos: handle of the demonstration service.
-    """
+    def start(self, config: ExperimentConfig, demos: list[Any]) -> None:
+        """Build policy and algorithm.
 
-    def __init__(self, config: ExperimentConfig, demos: list[Any]) -> None:
+        Args:
+            config: of the run.
+            demos: handle of the demonstration service.
+        """
         torch.set_num_threads(config.compute.learner_threads)
         self.config = config
         self.learner = build_learner(config, fetch(demos))

@@ -47,7 +47,9 @@ def read_arms(directory: Path, arms: dict[str, Any]) -> tuple[list[Arm], list[st
         values = values if isinstance(values, dict) else {}
         records = []
         for name in values.get("runs") or []:
-            read, problem = read_records(directory / str(name))
+            place = (directory / str(name)).resolve()
+            inside = place.is_relative_to(directory.resolve())
+            read, problem = read_records(place) if inside else ([], "it lies elsewhere.")
             if problem:
                 missing.append(f"Run {name} is not in the curves: {problem}")
             else:

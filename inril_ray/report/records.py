@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from inril_ray.statistics import score_text
 from inril_ray.tracking.jsonl import FILE, read_lines, read_metrics
+from inril_ray.types import InrilError
 
 Points = list[tuple[float, float]]
 """(environment steps, value)."""
@@ -21,9 +23,22 @@ def read_tree(path: Path) -> tuple[dict[str, Any], str | None]:
         tree = json.loads(path.read_text())
     except FileNotFoundError:
         return {}, f"{path.name} is missing."
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {}, f"{path.name} is damaged: {error}."
     return (tree, None) if isinstance(tree, dict) else ({}, f"{path.name} is damaged: it holds no object.")
+
+
+@contextlib.contextmanager
+def made_of(path: Path) -> Iterator[None]:
+    """Say of a file that it is not one of ours where a report can't be made of what it holds.
+
+    Raises:
+        InrilError: in place of what reading the tree raised.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InrilError(f"{path} was not written by this program: {error!r}.") from error
 
 
 def read_records(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:

@@ -10,7 +10,17 @@ from typing import Any
 from inril_ray.report.arms import Arm, arm_series, hundred, mean_curve, origin, read_arms, spread
 from inril_ray.report.charts import Chart, Series, interval_chart, line_chart
 from inril_ray.report.page import Html, details, facts, number_table, page, section, tag, write_page
-from inril_ray.report.records import at, interval, mapping, number, percent, read_tree, result_text, source_label
+from inril_ray.report.records import (
+    at,
+    interval,
+    made_of,
+    mapping,
+    number,
+    percent,
+    read_tree,
+    result_text,
+    source_label,
+)
 from inril_ray.statistics import Measure, measure_of
 from inril_ray.types import InrilError
 
@@ -33,27 +43,29 @@ def write_sweep_report(sweep_dir: Path) -> Path:
         InrilError: there is no readable sweep in the directory.
     """
     result, problem = read_tree(sweep_dir / "sweep.json")
-    settings = [row for row in result.get("settings") or [] if isinstance(row, dict)]
+    listed = result.get("settings")
+    settings = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
     if problem or not settings:
         raise InrilError(f"{sweep_dir} holds no sweep: {problem or 'sweep.json has no settings.'}")
-    settings.sort(key=lambda row: -(number(at(row, "mean", "value")) or -math.inf))
-    named = {str(r["key"]): {**r, "runs": [t["run"] for t in r.get("trials", [])]} for r in settings}
-    arms, missing = read_arms(sweep_dir, named)
-    source = source_label(result.get("demos"))
-    measure = measure_of(mapping(result.get("base")))
-    title = f"Sweep: {result.get('name', 'unnamed')}, {result.get('task', 'unknown task')}"
-    document = page(
-        title,
-        tag("h1", title),
-        *_headlines(result, named, measure),
-        _conditions(result, settings, source),
-        *(tag("p", sentence, class_="missing") for sentence in [*_failures(result), *missing]),
-        _heat_map(settings, measure),
-        _ranking(result, settings, measure),
-        _relations(settings, result.get("control")),
-        _curves(arms, str(result.get("control")), measure),
-        _provenance(result, settings),
-    )
+    with made_of(sweep_dir / "sweep.json"):
+        settings.sort(key=lambda row: -(number(at(row, "mean", "value")) or -math.inf))
+        named = {str(r["key"]): {**r, "runs": [t["run"] for t in r.get("trials", [])]} for r in settings}
+        arms, missing = read_arms(sweep_dir, named)
+        source = source_label(result.get("demos"))
+        measure = measure_of(mapping(result.get("base")))
+        title = f"Sweep: {result.get('name', 'unnamed')}, {result.get('task', 'unknown task')}"
+        document = page(
+            title,
+            tag("h1", title),
+            *_headlines(result, named, measure),
+            _conditions(result, settings, source),
+            *(tag("p", sentence, class_="missing") for sentence in [*_failures(result), *missing]),
+            _heat_map(settings, measure),
+            _ranking(result, settings, measure),
+            _relations(settings, result.get("control")),
+            _curves(arms, str(result.get("control")), measure),
+            _provenance(result, settings),
+        )
     return write_page(sweep_dir / "report.html", document)
 
 

@@ -13,6 +13,7 @@ from inril_ray.report.records import (
     at,
     count,
     interval,
+    made_of,
     mapping,
     number,
     percent,
@@ -39,21 +40,22 @@ def write_verdict_report(verdict_dir: Path) -> Path:
     result, problem = read_tree(verdict_dir / "verdict.json")
     if problem or not isinstance(result.get("arms"), dict) or not result["arms"]:
         raise InrilError(f"{verdict_dir} holds no verdict: {problem or 'verdict.json has no arms.'}")
-    arms, missing = read_arms(verdict_dir, result["arms"])
-    source = source_label(result.get("demos"))
-    measure = measure_of(mapping(result.get("base")))
-    title = f"Verdict: {result.get('task', 'unknown task')}, {result.get('algorithm', 'unknown algorithm')}"
-    document = page(
-        title,
-        tag("h1", title),
-        *_sentences(result),
-        _conditions(result, arms, source),
-        *(tag("p", sentence, class_="missing") for sentence in missing),
-        _arms(result, arms, source, measure),
-        _comparisons(result, arms, measure),
-        _curves(arms, source, measure),
-        _provenance(result, arms),
-    )
+    with made_of(verdict_dir / "verdict.json"):
+        arms, missing = read_arms(verdict_dir, result["arms"])
+        source = source_label(result.get("demos"))
+        measure = measure_of(mapping(result.get("base")))
+        title = f"Verdict: {result.get('task', 'unknown task')}, {result.get('algorithm', 'unknown algorithm')}"
+        document = page(
+            title,
+            tag("h1", title),
+            *_sentences(result),
+            _conditions(result, arms, source),
+            *(tag("p", sentence, class_="missing") for sentence in missing),
+            _arms(result, arms, source, measure),
+            _comparisons(result, arms, measure),
+            _curves(arms, source, measure),
+            _provenance(result, arms),
+        )
     return write_page(verdict_dir / "report.html", document)
 
 

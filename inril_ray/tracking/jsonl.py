@@ -58,7 +58,7 @@ def _record(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and isinstance(record.get("iteration", 0), int | float) else None
 
 
 def drop_final(run_dir: Path, iteration: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from inril_ray.checkpoint import replace_text
+from inril_ray.config import flat
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.types import InrilError
 
@@ -102,7 +103,7 @@ def _run_of(
 def known_run(directory: Path) -> str | None:
     """Return the MLflow run that a directory is tracked as, None where it is not yet."""
     file = directory / ID_FILE
-    return (file.read_text().strip() or None) if file.is_file() else None
+    return (file.read_text(errors="replace").strip() or None) if file.is_file() else None
 
 
 class MlflowTracker:
@@ -282,7 +283,8 @@ def _log_params(client: Any, run_id: str, values: Mapping[str, Any]) -> None:
     """Write all parameters in requests of the greatest size that a server takes: trials begin at the same time."""
     from mlflow.entities import Param
 
-    params = [Param(key, str(value)[:500]) for key, value in _flat(values).items()]
+    written = {key: json.dumps(v) if isinstance(v, list) else v for key, v in flat(values).items()}
+    params = [Param(key, str(value)[:500]) for key, value in written.items()]
     for start in range(0, len(params), 100):
         client.log_batch(run_id, params=params[start : start + 100])
 
@@ -343,14 +345,3 @@ def _reason(error: Exception) -> str:
     said = getattr(error, "strerror", None) or str(error)  # the system's errors list their files
     lines = said.strip().splitlines()
     return f"{lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            result |= _flat(value, f"{name}.")
-        else:
-            result[name] = json.dumps(value) if isinstance(value, list) else value
-    return result

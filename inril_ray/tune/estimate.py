@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 from scipy.optimize import nnls
 
 from inril_ray.backend import LocalBackend
@@ -49,8 +49,7 @@ def connect(config: ExperimentConfig, local: bool) -> None:
         InrilError: the cluster can't hold a single trial.
     """
     needed = bundle_cpus(config, local)
-    start_ray(needed * available_cpus())
-    total = ray.cluster_resources().get("CPU", 0.0)
+    total = start_ray(needed * available_cpus())
     if total < needed:
         raise InrilError(f"A trial needs {needed} CPUs (driver, learner, workers), the cluster has {total:.0f}.")
 
@@ -143,7 +142,7 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, 
     Early stopping and failures are not foreseen: with ``asha`` the estimate is an upper limit.
 
     Raises:
-        InrilError: not even a small part of one trial came to an end.
+        InrilError: the probe failed, or not even a small part of one trial came to an end.
     """
     gpus = placement(config, True).required_resources.get("GPU", 0.0)
     each = [trial_config(sweep, setting, sweep.seeds.search[0]) for setting in settings_of(sweep)] or [config]
@@ -157,8 +156,9 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, 
             f"The probe, one epoch of cloning and a sixty-fourth of a rollout, did not end within {PROBE_S:.0f} s; "
             "shorten a trial first."
         ) from None
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, InrilError) else error from None
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        raise cause if isinstance(cause, InrilError) else InrilError(f"The probe failed: {error}") from None
     finally:
         ray.kill(probe)
     settings = len(settings_of(sweep)) + (sweep.num_samples if sweep.method in ("optuna", "pbt") else 0)

@@ -109,13 +109,14 @@ def run_sweep(
     plain = to_dict(sweep)
     plan_file = directory / "plan.json"
     plan = read_json(plan_file) if plan_file.is_file() else {}
-    if plan and plan.get("hash") != fingerprint(plain):
-        raise InrilError(f"{directory} holds another sweep; choose another --out.")
     settings = settings_of(sweep)
     # What these two draw starts from one policy; `check` sees to it.
     drawn = [Setting(overrides=_first_point(sweep))] if sweep.method in ("optuna", "pbt") else []
     starts = [*drawn, *settings]
     example = trial_config(sweep, starts[0], sweep.seeds.search[0])
+    identity = plan_hash(sweep, example)
+    if plan and plan.get("hash") != identity:
+        raise InrilError(f"{directory} holds another sweep; choose another --out.")
     connect(example, local)
     services: dict[str, DemoService] = {}
     for setting in starts:
@@ -134,7 +135,7 @@ def run_sweep(
                 f"--max-hours {max_hours:g}: the estimate is {estimate['wall_hours']:.2f} hours. Lower num_iterations, "
                 "settings or seeds, or give the cluster more CPUs."
             )
-        write_json(plan_file, {"sweep": plain, "hash": fingerprint(plain), "estimate": estimate})
+        write_json(plan_file, {"sweep": plain, "hash": identity, "estimate": estimate})
         parent = parent_of(directory, example.tracking, plain)
         bases = {}
         for setting in starts:
@@ -180,6 +181,11 @@ def run_sweep(
             }
             say(f"MLflow: {parent.register(f'inril-{sweep.name}', 'winner', tags)}")
         return result
+
+
+def plan_hash(sweep: SweepConfig, example: ExperimentConfig) -> str:
+    """Return what tells sweeps apart: the plan, and, as the file that it names may change, what a trial of it is."""
+    return fingerprint({"sweep": to_dict(sweep), "trial": resolved(example)})
 
 
 def _write_winner(result: Mapping[str, Any], directory: Path, say: Callable[[str], None]) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from inril_ray import checkpoint, media
 from inril_ray.backend import LocalBackend
@@ -30,7 +29,7 @@ from inril_ray.run_dir import claimed, read_config
 from inril_ray.session import Session
 from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.types import InrilError
-from tests.fuzzing import cases, paths_of, plain
+from tests.fuzzing import cases, edits, spoil
 from tests.integration.conftest import TINY
 
 pytestmark = pytest.mark.sim
@@ -205,6 +204,32 @@ def test_a_session_of_other_types_is_a_sentence_or_goes_on(copy: Path, session: 
             again(copy, num_iterations=5)
 
 
+@pytest.mark.parametrize("shape", [(0, 19), (4, 3), (4,), (3, 19)])
+def test_observations_of_other_environments_are_refused(
+    opened: Callable[[], tuple[Session, dict[str, Any]]], shape: tuple[int, ...]
+) -> None:
+    session, tree = opened()
+    tree["backend"]["workers"][0]["obs"] = np.zeros(shape, np.float32)
+    with pytest.raises(InrilError, match="was not written by this program, or not for this run"):
+        session.restore(tree)
+
+
+def test_what_can_not_go_on_says_that_versions_differ_and_changes_nothing(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a simulator's next release, whose state is wider."""
+    tree = checkpoint.read_latest(copy / "checkpoints")[0]
+    tree["backend"]["workers"][0]["env"]["env"]["physics"] = np.zeros((4, 3))
+    checkpoint.write(copy / "checkpoints", 4, tree, keep=1)
+    before, said = (copy / "config.json").read_bytes(), []
+    monkeypatch.setattr("inril_ray.run.provenance", lambda: {"versions": {"mujoco": "99.0"}})
+    config = load_config([{**resolved(read_config(copy)), "num_iterations": 9}])
+    with pytest.raises(InrilError, match="was not written by this program, or not for this run"):
+        run(config, copy, LocalBackend, resume=True, say=said.append)
+    assert any("The run was started with other versions" in text and "-> 99.0" in text for text in said)
+    assert (copy / "config.json").read_bytes() == before
+
+
 @pytest.fixture(scope="module")
 def opened(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[Session, dict[str, Any]]]:
     """A session that could go on from the finished run, and the checkpoint; by a call, so that a failure is short."""
@@ -215,34 +240,15 @@ def opened(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return lambda: (session, copy_module.deepcopy(tree))
 
 
-edits = st.lists(
-    st.tuples(st.integers(0, 10**6), st.booleans(), plain | st.sampled_from(["{}", "[]", "array"])),
-    min_size=1,
-    max_size=3,
-)
-
-
 @cases(20)
-@given(edits=edits)
+@given(changes=edits)
 def test_any_spoiled_checkpoint_is_taken_or_explained(
-    opened: Callable[[], tuple[Session, dict[str, Any]]], edits: list[tuple[int, bool, Any]]
+    opened: Callable[[], tuple[Session, dict[str, Any]]], changes: list[tuple[int, bool, Any]]
 ) -> None:
     """One whose hashes fit: whoever forges values forges these, too."""
-    session, spoiled = opened()
-    for place, removes, value in edits:
-        paths = [path for path in paths_of(spoiled) if path]
-        if not paths:
-            break
-        *above, last = paths[place % len(paths)]
-        parent = spoiled
-        for key in above:
-            parent = parent[key]
-        if removes:
-            del parent[last]
-        else:
-            parent[last] = {"{}": {}, "[]": [], "array": np.zeros((2, 0))}.get(value, value)
+    session, tree = opened()
     with contextlib.suppress(InrilError):
-        session.start(spoiled)
+        session.restore(spoil(tree, changes, arrays=True))
 
 
 def test_nothing_from_a_file_commands_the_terminal(copy: Path) -> None:
@@ -265,6 +271,19 @@ def test_pictures_that_fail_do_not_undo_a_run(monkeypatch: pytest.MonkeyPatch, t
     assert (tmp_path / "summary.json").is_file()
     assert any(text.startswith("No pictures: ") for text in said)
     assert [p.name for p in (tmp_path / "media").iterdir()] == ["media.json"]
+
+
+def test_a_damaged_cloned_policy_costs_the_pictures_only(copy: Path) -> None:
+    tensors = copy / "pretrained" / "iteration_000000" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"?")
+    said = again(copy, num_iterations=5, video=True)
+    assert any(text.startswith("No pictures: ") and "tensors.safetensors is damaged" in text for text in said)
+    assert json.loads((copy / "summary.json").read_text())["iterations"] == 5
+
+
+def test_only_a_guard_that_acts_keeps_a_best_state(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(copy), "--policy", "best"]) == 1
+    assert "guard.action = 'warn', and 'rollback' and 'stop' keep one" in capsys.readouterr().err
 
 
 def test_a_film_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

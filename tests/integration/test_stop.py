@@ -12,9 +12,10 @@ import yaml
 from inril_ray import checkpoint
 from inril_ray.backend import LocalBackend
 from inril_ray.cli import main
-from inril_ray.experiment import load_config
+from inril_ray.config import flat
+from inril_ray.experiment import load_config, resolved
 from inril_ray.run import run
-from inril_ray.run_dir import continues
+from inril_ray.run_dir import INCIDENTAL, continues
 from inril_ray.session import STOPPED
 from inril_ray.types import InrilError
 from tests.integration.comparison import differences, measured, state
@@ -116,10 +117,14 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
     assert main(line) == 0
     assert "Resumed at iteration 2" in capsys.readouterr().out
     assert main([*line, "--seed", "3", "--set", "interleave.every=4"]) == 1
-    assert "already holds a run with another seed, interleave" in capsys.readouterr().err
+    assert "already holds a run with another seed, interleave.every" in capsys.readouterr().err
     with pytest.raises(InrilError, match="another num_iterations"):
         continues(load_config([TINY, {"num_iterations": 9}]), tmp_path / "run")
+    room = {"threads": 2, "contacts": 9, "constraints": 9, "meshes": True}
     elsewhere = {"compute": {"num_workers": 3, "device": "auto"}, "tracking": {"trackers": []}}
+    elsewhere |= {"checkpoint": {"keep": 1}, "video": True, "env": {**TINY["env"], "furniture": room}}
     assert continues(load_config([TINY, elsewhere]), tmp_path / "run")
+    keys = [f"{key}." for key in flat(resolved(CONFIG))]
+    assert all(any(key.startswith(name) for key in keys) for name in INCIDENTAL)
     with pytest.raises(InrilError, match=r"another compute\.mode\."):
         continues(load_config([TINY, {"compute": {"mode": "pipelined"}}]), tmp_path / "run")

@@ -188,6 +188,28 @@ def test_the_newest_intact_checkpoint_is_used_and_the_others_are_reported(tmp_pa
     assert "iteration_000003" in warnings[1]
 
 
+def test_a_manifest_that_is_too_deep_is_passed_over(tmp_path):
+    checkpoint.write(tmp_path, 1, {"n": 1}, keep=2)
+    (checkpoint.write(tmp_path, 2, {"n": 2}, keep=2) / "manifest.json").write_text("[" * 100_000)
+    tree, (warning,) = checkpoint.read_latest(tmp_path)
+    assert tree == {"n": 1} and "iteration_000002 has no readable manifest.json" in warning
+
+
+def test_a_million_iterations_are_not_the_last(tmp_path):
+    for iteration in (999_999, 1_000_000, 1_000_001):
+        checkpoint.write(tmp_path, iteration, {"n": iteration}, keep=2)
+    assert checkpoint.complete(tmp_path) == [1_000_000, 1_000_001]
+    assert checkpoint.read_latest(tmp_path)[0] == {"n": 1_000_001}
+
+
+def test_a_text_is_never_written_through_a_link(tmp_path):
+    (mine := tmp_path / "mine").write_text("precious")
+    (tmp_path / ".report.html.partial").symlink_to(mine)
+    checkpoint.replace_text(tmp_path / "report.html", "<html>")
+    assert (mine.read_text(), (tmp_path / "report.html").read_text()) == ("precious", "<html>")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "report.html"]
+
+
 def test_no_intact_checkpoint_is_an_error_that_says_why(tmp_path):
     with pytest.raises(InrilError, match="No intact checkpoint"):
         checkpoint.read_latest(tmp_path / "nowhere")

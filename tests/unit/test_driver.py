@@ -87,6 +87,37 @@ def test_the_death_of_the_learner_says_what_to_do(
     assert expected in str(caught.value)
 
 
+def test_a_state_that_a_worker_can_not_take_costs_no_other_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(*_: Any, **__: Any) -> Any:
+        raise exceptions.RayTaskError("load_state_dict", "traceback", ValueError("of another MuJoCo"))
+
+    backend = object.__new__(RayBackend)
+    backend.config = load_config([{"task": "robomimic/lift"}])
+    worker = SimpleNamespace(load_state_dict=SimpleNamespace(remote=lambda state: state))
+    backend.workers, backend._states = [worker], [{}]
+    monkeypatch.setattr(driver.ray, "get", get)
+    with pytest.raises(driver.FailedError, match="The rollout worker 0 failed: ValueError: of another MuJoCo"):
+        backend._rewind(0)
+
+
+@pytest.mark.parametrize("error", [ValueError("of its arguments"), ConnectionError("no head at that address.")])
+def test_a_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    given = []
+
+    def init(**options: Any) -> None:
+        given.append(options)
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(driver.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(driver.ray, "init", init)
+    with pytest.raises(
+        InrilError, match=rf"Ray did not start: {type(error).__name__}: .*[a-z]\. Start the run again\."
+    ):
+        driver.start_ray(2)
+    assert given[0]["address"] == "local", "not the cluster that somebody started on this machine"
+
+
 def test_rollouts_that_never_arrive_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, rounds = object.__new__(RayBackend), []
 

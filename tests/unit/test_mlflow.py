@@ -105,14 +105,14 @@ def test_a_run_that_goes_on_does_not_wait_for_its_server(
     assert len(tracker._waiting) == 1 and "does not take metrics" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("left", ["", "0123456789abcdef0123456789abcdef"])
-def test_a_run_that_the_server_does_not_know_begins_anew(tmp_path: Path, left: str) -> None:
-    """The file was cut short by a full disk, or the run was deleted."""
+@pytest.mark.parametrize("left", [b"", b"0123456789abcdef0123456789abcdef", b"\xff\xfe\x00"])
+def test_a_run_that_the_server_does_not_know_begins_anew(tmp_path: Path, left: bytes) -> None:
+    """The file was cut short by a full disk or damaged, or the run was deleted."""
     about = context(tmp_path)
-    (about.run_dir / mlflow.ID_FILE).write_text(left)
+    (about.run_dir / mlflow.ID_FILE).write_bytes(left)
     tracker = mlflow.MlflowTracker(about)
     tracker.log({"rho": 0.1}, 1)
-    assert mlflow.known_run(about.run_dir) == tracker._run_id != left
+    assert mlflow.known_run(about.run_dir) == tracker._run_id != left.decode(errors="replace")
     assert points(tracker, "rho") == [(1, 0.1)]
 
 

@@ -1,11 +1,13 @@
 """Reports are self-contained, escaped, hold the numbers, and survive what a crash leaves behind."""
 
 import base64
+import contextlib
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
 
 from inril_ray.report import write_run_report, write_verdict_report
 from inril_ray.report.arms import mean_curve
@@ -22,6 +24,7 @@ from inril_ray.report.page import Html, tag
 from inril_ray.report.records import count, interval, number, points
 from inril_ray.report.run_report import imitation_steps
 from inril_ray.types import InrilError
+from tests.fuzzing import cases, edits, spoil
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 VERSIONS = {"inril_ray": "0.1.0", "torch": "2.15.0"}
@@ -431,6 +434,32 @@ def test_verdict_with_three_arms_and_bare_ones(tmp_path):
     page = read(write_verdict_report(tmp_path))
     assert "The verdict holds no comparison." in page.flat
     assert "BC regularised" in page.flat
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = write_verdict(tmp_path_factory.mktemp("verdict"))
+    return folder, (folder / "verdict.json").read_text()
+
+
+@cases(20)
+@given(changes=edits)
+def test_of_any_spoiled_verdict_a_report_is_made_or_not_with_a_reason(finished, changes):
+    folder, text = finished
+    (folder / "verdict.json").write_text(json.dumps(spoil(json.loads(text), changes)))
+    with contextlib.suppress(InrilError):
+        write_verdict_report(folder)
+
+
+def test_a_verdict_names_no_runs_elsewhere(tmp_path):
+    write_run(tmp_path / "private")
+    folder = write_verdict(tmp_path / "verdict")
+    result = json.loads((folder / "verdict.json").read_text())
+    result["arms"]["inril"]["runs"] = ["../private", str(tmp_path / "private"), "inril_seed0"]
+    (folder / "verdict.json").write_text(json.dumps(result))
+    page = read(write_verdict_report(folder))
+    assert "Run ../private is not in the curves: it lies elsewhere." in page.flat
+    assert page.flat.count("it lies elsewhere") == 2
 
 
 def test_imitation_iterations_are_those_that_added_updates():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
 
 from inril_ray.config import build
 from inril_ray.experiment import load_config
@@ -29,7 +33,9 @@ from inril_ray.sweep import (
 )
 from inril_ray.tune import run_sweep
 from inril_ray.tune.estimate import at_size, num_imitations, probed
+from inril_ray.tune.search import plan_hash
 from inril_ray.types import InrilError
+from tests.fuzzing import cases, edits, spoil
 from tests.unit.test_report import outcome, write_run
 
 BASE = {"task": "robomimic/lift"}
@@ -212,6 +218,30 @@ def test_the_report_shows_both_results_and_the_heat_map(tmp_path: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, json.dumps(confirmed(folder))
+
+
+@cases(20)
+@given(changes=edits)
+def test_of_any_spoiled_sweep_a_report_is_made_or_not_with_a_reason(finished: tuple[Path, str], changes: Any) -> None:
+    folder, text = finished
+    (folder / "sweep.json").write_text(json.dumps(spoil(json.loads(text), changes)))
+    with contextlib.suppress(InrilError):
+        write_sweep_report(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"settings": 7}', '{"settings": [{}]}', '{"settings": [{"trials": [3]}]}']
+)
+def test_of_something_else_no_report_is_made(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(InrilError, match="holds no sweep|was not written by this program"):
+        write_sweep_report(tmp_path)
+
+
 def test_a_report_without_a_sweep_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InrilError, match="holds no sweep"):
         write_sweep_report(tmp_path)
@@ -252,6 +282,15 @@ def test_shipped_sweeps_are_sound(file: Path) -> None:
     assert config.name == file.stem
     if config.method != "pbt":
         assert "RL only" in [s.label for s in settings_of(config)]
+
+
+def test_a_sweep_whose_configuration_file_changed_is_another_one(tmp_path: Path) -> None:
+    file, hashes = tmp_path / "mine.yaml", []
+    plan = dataclasses.replace(sweep(space={"interleave.every": [1, 5]}), config=str(file))
+    for text in ("rl: {actor_lr: 1.0e-4}", "rl: {actor_lr: 0.1}", "rl: {actor_lr: 1.0e-4} # as before"):
+        file.write_text(text)
+        hashes.append(plan_hash(plan, trial_config(plan, settings_of(plan)[0], plan.seeds.search[0])))
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "7", '{"hash": "of another"}'])

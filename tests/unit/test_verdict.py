@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inril_ray import checkpoint
+from inril_ray.experiment import resolved
+from inril_ray.run_dir import write_json
 from inril_ray.statistics import SCORE, SUCCESS
 from inril_ray.types import InrilError
 from inril_ray.verdict import compare, judge, result_lines, verdict
@@ -107,6 +110,24 @@ def test_arms_that_make_no_sense_are_refused_before_anything_runs(
     with pytest.raises(InrilError, match=message):
         verdict([{"task": "robomimic/lift"}, changes], tmp_path, seeds=(0, 1, 2), run_one=refuse, arms=arms)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_was_cut_short_goes_on_with_its_own_configuration_only(tmp_path: Path) -> None:
+    resumed = []
+
+    def cut_short(config: Any, path: Path, resume: bool) -> dict[str, Any]:
+        resumed.append(resume)
+        checkpoint.write(path / "checkpoints", 0, {}, keep=1)
+        write_json(path / "config.json", {"config": resolved(config)})
+        raise KeyboardInterrupt
+
+    layers = [{"task": "robomimic/lift"}]
+    for changes in ({}, {"compute": {"num_workers": 4}}):
+        with pytest.raises(KeyboardInterrupt):
+            verdict([*layers, changes], tmp_path, seeds=(0, 1, 2), run_one=cut_short)
+    assert resumed == [False, True]
+    with pytest.raises(InrilError, match=r"another rl\.actor_lr\."):
+        verdict([*layers, {"rl": {"actor_lr": 0.1}}], tmp_path, seeds=(0, 1, 2), run_one=refuse)
 
 
 def test_seeds_that_are_none_are_refused_before_anything_runs(tmp_path: Path) -> None:
