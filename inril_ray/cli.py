@@ -257,6 +257,8 @@ def _train(arguments: argparse.Namespace) -> None:
     plain = resolved(config)
     print(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None), end="")
     print(f"configuration {fingerprint(plain)}, run directory {out}", flush=True)
+    if arguments.local and config.compute.mode == "pipelined":
+        print("--local is one process: it collects and learns in turns, as compute.mode = 'sync' does.", flush=True)
     run(config, out, _make_backend(arguments.local), resume=resume)
     from inril_ray.report import write_run_report
 

@@ -73,7 +73,11 @@ class Head:
             command.split(), env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         self.token = token.read_text()
-        wait_for(lambda: self.status(self.token) == 200, "the job server")
+        try:
+            wait_for(lambda: self.status(self.token) == 200, "the job server")
+        except BaseException:
+            self.stop()
+            raise
 
     def status(self, token: str | None, path: str = "", method: str = "GET") -> int:
         request = urllib.request.Request(f"{self.address}/api/jobs/{path}", method=method)
