@@ -19,7 +19,6 @@ from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import ExperimentConfig
 from inril_ray.run import run
 from inril_ray.run_dir import has_checkpoint
-from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.types import InrilError
 
 KILL = ((0.0, signal.SIGKILL),)
@@ -65,6 +64,7 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
     chosen, signals = FAULTS[fault]
     strikers: list[Striker] = []
     iterations: list[int] = []
+    replaced: list[int] = []
     moment = rng.randrange(config.num_iterations)
     seen: set[psutil.Process] = set()
 
@@ -79,6 +79,10 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
             iterations.append(int(metrics["iteration"]))
             return metrics
 
+        def close(self) -> None:
+            replaced.append(self.restarts)  # the record has those of iterations only, not of evaluations
+            super().close()
+
     message, restarts, problems = "", 0, []
     for attempt in range(ATTEMPTS):
         try:
@@ -91,7 +95,6 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
             restarts = attempt + 1
     for striker in strikers:
         striker.join()
-    records = read_metrics(path)
     repeated = len(iterations) - len(set(iterations))
     if repeated > (config.checkpoint.every or 1):
         problems.append(f"{repeated} iterations lost")
@@ -100,7 +103,7 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
         seed=seed,
         struck=bool(strikers and strikers[0].struck),
         restarts=restarts,
-        replaced=int(max((r.get("worker_restarts", 0.0) for r in records), default=0.0)),
+        replaced=sum(replaced),
         repeated=repeated,
         equal=same(path, whole, config.num_iterations),
         problems=[*problems, *orphans(seen), *temporary_files(path)],
