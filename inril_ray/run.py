@@ -112,13 +112,12 @@ def _run(
                 active.append(tracker)  # noqa: PERF402 - one by one, so that those before it are closed
             active += [*backend.trackers(run_dir.name), *trackers]
             session.check(findings)
-            if saved is not None:
-                session.restore(saved)
-            write_json(run_dir / "config.json", about)  # not before: what a run can't go on with changes nothing
             if saved is None:
+                write_json(run_dir / "config.json", about)
                 session.begin()
-            stop.saves = True
-            if saved is not None:
+            else:
+                session.restore(saved)
+                write_json(run_dir / "config.json", about)  # not before: what it can't go on with changes nothing
                 if damaged := damaged_lines(run_dir):
                     say(f"Check: {damaged} lines of {FILE} can't be read and are left out; the run itself is whole.")
                 # A kill may have come before the record of iteration 0, which can be made again; later ones are written
@@ -127,6 +126,7 @@ def _run(
                 if session.iteration == config.num_iterations or session.collapsed:
                     drop_final(run_dir, session.iteration)
                 (run_dir / "summary.json").unlink(missing_ok=True)  # of a shorter run, which goes on
+            stop.saves = True
             if session.iteration == 0:
                 session.log_base()
             session.iterate(stop)

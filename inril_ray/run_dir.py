@@ -24,18 +24,18 @@ from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError
 
 INCIDENTAL = (
-    "tracking.",
-    "checkpoint.",
-    "video.",
-    "compute.num_workers.",
-    "compute.device.",
-    "compute.learner_threads.",
-    "compute.rollout_timeout_s.",
-    "compute.max_worker_restarts.",
-    "env.furniture.threads.",
-    "env.furniture.meshes.",
-    "env.furniture.contacts.",
-    "env.furniture.constraints.",
+    "tracking",
+    "checkpoint",
+    "video",
+    "compute.num_workers",
+    "compute.device",
+    "compute.learner_threads",
+    "compute.rollout_timeout_s",
+    "compute.max_worker_restarts",
+    "env.furniture.threads",
+    "env.furniture.meshes",
+    "env.furniture.contacts",
+    "env.furniture.constraints",
 )
 """Settings that may change when a run goes on: where and with how much it computes, is saved, drawn and tracked."""
 RESUMED = ("num_iterations", "demos")
@@ -65,15 +65,10 @@ def _check_same(run_dir: Path, config: ExperimentConfig) -> None:
         )
 
 
-def identity(config: ExperimentConfig) -> dict[str, Any]:
-    """Return by dotted key what makes a run this one: all but what is :data:`INCIDENTAL`."""
-    return {key: v for key, v in flat(resolved(config)).items() if not f"{key}.".startswith(INCIDENTAL)}
-
-
 def changes(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
-    """Return the dotted keys in which two configurations are of different runs."""
-    there, wanted = identity(before), identity(now)
-    return [key for key in wanted if wanted[key] != there.get(key)]
+    """Return the dotted keys in which two configurations are of different runs: all but :data:`INCIDENTAL` ones."""
+    there, free = flat(resolved(before)), tuple(f"{name}." for name in INCIDENTAL)
+    return [k for k, v in flat(resolved(now)).items() if v != there.get(k) and not f"{k}.".startswith(free)]
 
 
 def reconfigured(run_dir: Path, layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
@@ -93,9 +88,9 @@ def reconfigured(run_dir: Path, layers: Sequence[Mapping[str, Any]]) -> Experime
     config = before if refused else load_config([there, given])
     refused += [key for key in changes(before, config) if key not in RESUMED]
     if refused:
-        free = ", ".join([*RESUMED, *(key.rstrip(".") for key in INCIDENTAL)])
         raise InrilError(
-            f"The run in {run_dir} can't go on with another {', '.join(refused)}; these may change: {free}."
+            f"The run in {run_dir} can't go on with another {', '.join(refused)}; these may change: "
+            f"{', '.join(RESUMED + INCIDENTAL)}."
         )
     return config
 

@@ -125,6 +125,6 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
     elsewhere |= {"checkpoint": {"keep": 1}, "video": True, "env": {**TINY["env"], "furniture": room}}
     assert continues(load_config([TINY, elsewhere]), tmp_path / "run")
     keys = [f"{key}." for key in flat(resolved(CONFIG))]
-    assert all(any(key.startswith(name) for key in keys) for name in INCIDENTAL)
+    assert all(any(key.startswith(f"{name}.") for key in keys) for name in INCIDENTAL)
     with pytest.raises(InrilError, match=r"another compute\.mode\."):
         continues(load_config([TINY, {"compute": {"mode": "pipelined"}}]), tmp_path / "run")
