@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ def write_card(folder: Path, run_dir: Path, *, evaluations: Mapping[str, str], f
         episode = choose_episode(*outcomes, config.evaluation.num_envs)
         # A member of a population that took over another's checkpoint holds no copy of what all were cloned from.
         own = config.pretrained is None or (run_dir / "pretrained").is_dir()
-        cloned = read_pretrained(run_dir if own else Path(str(config.pretrained)))
+        cloned = functools.partial(read_pretrained, run_dir if own else Path(str(config.pretrained)))
         note = write_before_and_after(partial, config, cloned, weights, episode)
     (partial / README).write_text(_words(config, summary, evaluations, note))
     shutil.rmtree(folder, ignore_errors=True)

@@ -285,10 +285,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.video and arguments.video.suffix != ".mp4":
         raise InrilError(f"--video {arguments.video}: an .mp4 is written.")
     if arguments.policy == "best" and not complete(arguments.run / BEST):
-        raise InrilError(
-            f"--policy best: {arguments.run} has no such state; guard.action = {config.guard.action!r}, and 'rollback' "
-            "and 'stop' keep one."
-        )
+        action = config.guard.action
+        why = f": with guard.action = {action!r} none is kept" if action in ("warn", "none") else " yet"
+        raise InrilError(f"--policy best: {arguments.run} has no such state{why}. Take --policy final.")
     if arguments.policy == "base":
         weights = read_pretrained(arguments.run)
     else:

@@ -45,8 +45,8 @@ def versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if not changed:
         return []
     return [
-        f"The run was started with other versions: {', '.join(changed)}. It goes on, but not exactly as it would have; "
-        "install the former ones for that."
+        f"The run was started with other versions: {', '.join(changed)}. If it goes on with these, then "
+        "not exactly as it would have; install the former ones for that."
     ]
 
 

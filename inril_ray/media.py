@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,21 @@ def _play(env: ChunkedEnv | BaseActions, policy: Policy, seed: int, episode: int
 
 
 def write_before_and_after(
-    run_dir: Path, config: ExperimentConfig, base: Mapping[str, Any], final: Mapping[str, Any], episode: int
+    run_dir: Path,
+    config: ExperimentConfig,
+    read_base: Callable[[], Mapping[str, Any]],
+    final: Mapping[str, Any],
+    episode: int,
 ) -> str:
     """Write ``media/before.mp4``, ``after.mp4`` and ``media.json`` into a run directory; return a sentence.
 
-    Where nothing can be rendered, ``media.json`` says why and the run goes on.
+    Where there can be no pictures, ``media.json`` says why, those of a former end are removed, and the run goes on.
     """
     folder = run_dir / "media"
     folder.mkdir(exist_ok=True)
     record: dict[str, Any] = {"episode": episode}
     try:
-        for name, weights in (("before", base), ("after", final)):
+        for name, weights in (("before", read_base()), ("after", final)):
             frames, record[name] = film(config, weights, episode)
             write_video(folder / f"{name}.mp4", frames, fps=config_fps(config))
         record["note"] = (
@@ -96,6 +100,8 @@ def write_before_and_after(
     except Exception as error:  # of a renderer or an encoder: the run is complete without
         reason = str(error).strip().splitlines() or [type(error).__name__]
         record = {"error": f"No pictures: {reason[0]}"}
+        for name in ("before", "after"):
+            (folder / f"{name}.mp4").unlink(missing_ok=True)
     replace_text(folder / "media.json", json.dumps(record))
     return str(record.get("note") or record["error"])
 

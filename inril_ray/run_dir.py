@@ -61,7 +61,7 @@ def _check_same(run_dir: Path, config: ExperimentConfig) -> None:
     if differing:
         raise InrilError(
             f"{run_dir} already holds a run with another {', '.join(differing)}. "
-            f"Go on with it by --resume {run_dir}, or choose another --out."
+            "Take that change back, or choose another --out."
         )
 
 
@@ -135,7 +135,7 @@ def read_acting(run_dir: Path, folder: str) -> dict[str, Any]:
 
 
 def read_config(run_dir: Path) -> ExperimentConfig:
-    """Return the configuration that a run was started with.
+    """Return the configuration that a run has now; what may change has since it was started.
 
     Raises:
         InrilError: the directory holds no run, or its configuration was changed.

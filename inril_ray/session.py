@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -133,7 +134,8 @@ class Session:
             self._restore(saved)
         except FOREIGN as error:
             raise InrilError(
-                f"The checkpoint in {self.run_dir} was not written by this program, or not for this run: {error!r}."
+                f"The checkpoint in {self.run_dir} was not written by this program, or not for this run, or "
+                f"with other versions of its packages: {error!r}."
             ) from error
         self.health += [text for text in found if text not in self.health]
         self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
@@ -387,12 +389,8 @@ class Session:
     def _film(self, final: Mapping[str, Any]) -> None:
         if self.config.video:
             episode = choose_episode(self.base["outcomes"], final["outcomes"], self.config.evaluation.num_envs)
-            try:
-                base = read_pretrained(self.run_dir)
-            except InrilError as error:
-                self.say(f"No pictures: {error}")
-                return
-            self.say(write_before_and_after(self.run_dir, self.config, base, self.backend.acting_state(), episode))
+            base, now = functools.partial(read_pretrained, self.run_dir), self.backend.acting_state()
+            self.say(write_before_and_after(self.run_dir, self.config, base, now, episode))
 
     def save(self) -> Path:
         """Write a checkpoint; return its directory."""

@@ -208,6 +208,19 @@ def draw(sweep: SweepConfig, rng: np.random.Generator) -> dict[str, Any]:
     return point
 
 
+def shared_config(sweep: SweepConfig) -> dict[str, Any]:
+    """Return what the configuration that a sweep names holds; nothing where it names none."""
+    if not sweep.config:
+        return {}
+    path = Path(sweep.config)
+    return read_yaml(path) if path.suffix in (".yaml", ".yml") else shipped_config(sweep.config)
+
+
+def plan_hash(sweep: SweepConfig) -> str:
+    """Return what tells sweeps apart: the plan, with what the file that it names holds."""
+    return fingerprint({"sweep": to_dict(sweep), "config": shared_config(sweep)})
+
+
 def trial_config(
     sweep: SweepConfig, setting: Setting, seed: int, *, pretrained: Path | None = None
 ) -> ExperimentConfig:
@@ -216,15 +229,11 @@ def trial_config(
     Raises:
         InrilError: the setting does not fit the rest; names what.
     """
-    layers: list[Mapping[str, Any]] = []
-    if sweep.config:
-        path = Path(sweep.config)
-        layers.append(read_yaml(path) if path.suffix in (".yaml", ".yml") else shipped_config(sweep.config))
     own: dict[str, Any] = {"seed": seed, "video": False}
     if pretrained is not None:
         own["pretrained"] = str(pretrained)
     try:
-        made = load_config([*layers, sweep.base, nested(setting.overrides), own])
+        made = load_config([shared_config(sweep), sweep.base, nested(setting.overrides), own])
         # Trials go on side by side: on the console each has one line, at its end.
         quiet = [name for name in made.tracking.trackers if name != "console"]
         return load_config([merge(resolved(made), {"tracking": {"trackers": quiet}})])

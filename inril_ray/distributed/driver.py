@@ -205,18 +205,21 @@ class RayBackend:
             )
         return ref
 
+    def _retire(self, index: int, reason: str) -> None:
+        self.restarts += 1
+        self._restarts_of[index] += 1
+        limit = self.config.compute.max_worker_restarts
+        if self._restarts_of[index] > limit:
+            raise InrilError(f"Rollout worker {index} failed {limit + 1} times, the last time so: {reason}")
+        print(f"Rollout worker {index} is replaced: {reason}", flush=True)
+        ray.kill(self.workers[index], no_restart=True)
+
     def _replace(self, index: int, reason: str) -> None:
         """Put a new worker in the place of one that died, hangs or raised; it takes over the last known state."""
         # Workers also fail when the learner's node is gone, with the weights that they fetch from it.
         self._get(self.learner.ready.remote(), START_TIMEOUT_S, "learner")
         while True:
-            self.restarts += 1
-            self._restarts_of[index] += 1
-            limit = self.config.compute.max_worker_restarts
-            if self._restarts_of[index] > limit:
-                raise InrilError(f"Rollout worker {index} failed {limit + 1} times, the last time so: {reason}")
-            print(f"Rollout worker {index} is replaced: {reason}", flush=True)
-            ray.kill(self.workers[index], no_restart=True)
+            self._retire(index, reason)
             try:  # Its deadline must not run while it starts.
                 ray.get(self._started(self._spawn(index), f"replacement of rollout worker {index}"))
                 return
@@ -303,14 +306,16 @@ class RayBackend:
         """Take a worker back to the state that the driver holds, in a new process if the old one is gone.
 
         Raises:
-            InrilError: the worker can't take that state; no other could.
+            InrilError: neither the worker nor its successor can take that state.
         """
         try:
             # It may be collecting still.
             timeout_s = START_TIMEOUT_S + self.config.compute.rollout_timeout_s
             ray.get(self.workers[index].load_state_dict.remote(self._states[index]), timeout=timeout_s)
-        except RayTaskError as error:
-            raise _cause(error, f"rollout worker {index}") from None
+        except RayTaskError as error:  # of its simulator, or of the state: then its successor can't take it either
+            self._retire(index, _first_line(error))
+            who = f"rollout worker {index}"
+            self._get(self._started(self._spawn(index), who), START_TIMEOUT_S, who)
         except RayError as error:
             self._replace(index, _first_line(error))
 

@@ -306,7 +306,10 @@ class SimVectorEnv(VectorEnv):
 
     # -- what a checkpoint needs --------------------------------------------------------------------------------------
     def get_state(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the counters that determine every later initial state. Simulators that can, add their own state."""
+        """Return the counters that determine every later initial state. Simulators that can, add their own state.
+
+        Every array has a row for each environment, or none: checkpoints are dealt out to any number of workers.
+        """
         return {name: getattr(self, name).copy() for name in COUNTERS}
 
     def set_state(self, state: dict[str, npt.NDArray[Any]]) -> None:

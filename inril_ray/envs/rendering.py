@@ -51,7 +51,8 @@ class ModelRenderer:
         except Exception as error:  # what is raised depends on the OpenGL platform
             raise InrilError(
                 f"Cannot render: no OpenGL library for headless use could be loaded ({error}). On Debian and Ubuntu: "
-                "apt-get install libegl1 libgl1-mesa-dri, or set MUJOCO_GL=osmesa after installing libosmesa6."
+                "apt-get install libegl1 libgl1-mesa-dri, or set MUJOCO_GL=osmesa after installing libosmesa6. If the "
+                "program imports mujoco by itself, set MUJOCO_GL=egl."
             ) from None
 
     def render(self, qpos: FloatArray, mocap_pos: FloatArray | None = None) -> np.ndarray:

@@ -47,9 +47,8 @@ def read_arms(directory: Path, arms: dict[str, Any]) -> tuple[list[Arm], list[st
         values = values if isinstance(values, dict) else {}
         records = []
         for name in values.get("runs") or []:
-            place = (directory / str(name)).resolve()
-            inside = place.is_relative_to(directory.resolve())
-            read, problem = read_records(place) if inside else ([], "it lies elsewhere.")
+            place = directory / str(name)
+            read, problem = read_records(place) if _inside(directory, place) else ([], "it lies elsewhere.")
             if problem:
                 missing.append(f"Run {name} is not in the curves: {problem}")
             else:
@@ -57,6 +56,13 @@ def read_arms(directory: Path, arms: dict[str, Any]) -> tuple[list[Arm], list[st
         label = str(values.get("label") or key)
         found.append(Arm(key=key, label=label, values=values, color=color, records=records))
     return found, missing
+
+
+def _inside(directory: Path, place: Path) -> bool:
+    try:
+        return place.resolve().is_relative_to(directory.resolve())
+    except (OSError, RuntimeError):  # of links that lead to themselves
+        return False
 
 
 def arm_series(arms: Sequence[Arm], metric: str, scale: float = 1.0) -> list[Series]:

@@ -27,7 +27,7 @@ from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved
 from inril_ray.run import run
-from inril_ray.run_dir import claimed, finished, has_checkpoint, provenance, read_json, write_json
+from inril_ray.run_dir import claimed, continues, finished, has_checkpoint, provenance, read_json, write_json
 from inril_ray.sweep import (
     Between,
     Outcome,
@@ -37,6 +37,7 @@ from inril_ray.sweep import (
     base_key,
     confirmation,
     gather,
+    plan_hash,
     settings_of,
     trial_config,
 )
@@ -108,15 +109,15 @@ def run_sweep(
     """
     plain = to_dict(sweep)
     plan_file = directory / "plan.json"
-    plan = read_json(plan_file) if plan_file.is_file() else {}
+    plan, identity = read_json(plan_file) if plan_file.is_file() else {}, plan_hash(sweep)
+    if plan and plan.get("hash") != identity:
+        changed = f" (its plan, or {sweep.config}, was another)" if sweep.config else ""
+        raise InrilError(f"{directory} holds another sweep{changed}; choose another --out.")
     settings = settings_of(sweep)
     # What these two draw starts from one policy; `check` sees to it.
     drawn = [Setting(overrides=_first_point(sweep))] if sweep.method in ("optuna", "pbt") else []
     starts = [*drawn, *settings]
     example = trial_config(sweep, starts[0], sweep.seeds.search[0])
-    identity = plan_hash(sweep, example)
-    if plan and plan.get("hash") != identity:
-        raise InrilError(f"{directory} holds another sweep; choose another --out.")
     connect(example, local)
     services: dict[str, DemoService] = {}
     for setting in starts:
@@ -183,11 +184,6 @@ def run_sweep(
         return result
 
 
-def plan_hash(sweep: SweepConfig, example: ExperimentConfig) -> str:
-    """Return what tells sweeps apart: the plan, and, as the file that it names may change, what a trial of it is."""
-    return fingerprint({"sweep": to_dict(sweep), "trial": resolved(example)})
-
-
 def _write_winner(result: Mapping[str, Any], directory: Path, say: Callable[[str], None]) -> None:
     """Write the card of the winner's best run."""
     row = next(r for r in result["settings"] if r["key"] == result["winner"])
@@ -241,7 +237,7 @@ def trial(values: Mapping[str, Any], plan: Plan, points: Sequence[Mapping[str, A
         config,
         path,
         _backend(plan.local, handle),
-        resume=has_checkpoint(path),
+        resume=has_checkpoint(path) if pbt else continues(config, path),
         demos=fetch(handle),
         parent=plan.directory,
         trackers=[reporter],

@@ -276,14 +276,18 @@ def test_pictures_that_fail_do_not_undo_a_run(monkeypatch: pytest.MonkeyPatch, t
 def test_a_damaged_cloned_policy_costs_the_pictures_only(copy: Path) -> None:
     tensors = copy / "pretrained" / "iteration_000000" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"?")
+    (copy / "media").mkdir()
+    (copy / "media" / "after.mp4").write_text("of a former end")
     said = again(copy, num_iterations=5, video=True)
     assert any(text.startswith("No pictures: ") and "tensors.safetensors is damaged" in text for text in said)
+    assert [p.name for p in (copy / "media").iterdir()] == ["media.json"]
     assert json.loads((copy / "summary.json").read_text())["iterations"] == 5
 
 
 def test_only_a_guard_that_acts_keeps_a_best_state(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(copy), "--policy", "best"]) == 1
-    assert "guard.action = 'warn', and 'rollback' and 'stop' keep one" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "has no such state: with guard.action = 'warn' none is kept. Take --policy final." in said
 
 
 def test_a_film_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

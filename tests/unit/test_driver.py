@@ -87,17 +87,21 @@ def test_the_death_of_the_learner_says_what_to_do(
     assert expected in str(caught.value)
 
 
-def test_a_state_that_a_worker_can_not_take_costs_no_other_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_a_worker_and_its_successor_can_not_take_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def get(*_: Any, **__: Any) -> Any:
         raise exceptions.RayTaskError("load_state_dict", "traceback", ValueError("of another MuJoCo"))
 
     backend = object.__new__(RayBackend)
     backend.config = load_config([{"task": "robomimic/lift"}])
     worker = SimpleNamespace(load_state_dict=SimpleNamespace(remote=lambda state: state))
-    backend.workers, backend._states = [worker], [{}]
+    backend.workers, backend._states, backend.restarts, backend._restarts_of = [worker], [{}], 0, [0]
     monkeypatch.setattr(driver.ray, "get", get)
+    monkeypatch.setattr(driver.ray, "wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr(driver.ray, "kill", lambda *_, **__: None)
+    monkeypatch.setattr(backend, "_spawn", lambda index: "start", raising=False)
     with pytest.raises(driver.FailedError, match="The rollout worker 0 failed: ValueError: of another MuJoCo"):
         backend._rewind(0)
+    assert backend.restarts == 1
 
 
 @pytest.mark.parametrize("error", [ValueError("of its arguments"), ConnectionError("no head at that address.")])

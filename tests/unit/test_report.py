@@ -455,11 +455,12 @@ def test_a_verdict_names_no_runs_elsewhere(tmp_path):
     write_run(tmp_path / "private")
     folder = write_verdict(tmp_path / "verdict")
     result = json.loads((folder / "verdict.json").read_text())
-    result["arms"]["inril"]["runs"] = ["../private", str(tmp_path / "private"), "inril_seed0"]
+    (folder / "loop").symlink_to("loop")
+    result["arms"]["inril"]["runs"] = ["../private", str(tmp_path / "private"), "loop", "inril_seed0"]
     (folder / "verdict.json").write_text(json.dumps(result))
     page = read(write_verdict_report(folder))
     assert "Run ../private is not in the curves: it lies elsewhere." in page.flat
-    assert page.flat.count("it lies elsewhere") == 2
+    assert page.flat.count("it lies elsewhere") == 3
 
 
 def test_imitation_iterations_are_those_that_added_updates():
