@@ -181,10 +181,8 @@ class RayBackend:
                 f"The {who} did not answer within {timeout_s:.0f} s: it hangs, or has too much to do between two "
                 "answers. Started again, the run goes on from its last checkpoint."
             ) from None
-        except RayTaskError as error:
-            raise _cause(error, who) from None
         except RayError as error:
-            raise _death(error, who) from None
+            raise explained(error, who) from None
 
     def _actors(self) -> list[tuple[Any, str]]:
         return [(self.learner, "learner"), *((w, f"rollout worker {i}") for i, w in enumerate(self.workers))]
@@ -455,6 +453,11 @@ def _first_line(error: BaseException) -> str:
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines()
     return f"{type(cause).__name__}: {lines[0] if lines else ''}"
+
+
+def explained(error: RayError, who: str) -> InrilError:
+    """Return what became of a call to an actor in words; ``who`` names the actor."""
+    return _cause(error, who) if isinstance(error, RayTaskError) else _death(error, who)
 
 
 def _death(error: RayError, who: str) -> InrilError:

@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from inril_ray.backend import LocalBackend
 from inril_ray.config import merge
 from inril_ray.distributed.demo_service import DemoService, fetch
-from inril_ray.distributed.driver import START_TIMEOUT_S, start_ray
+from inril_ray.distributed.driver import START_TIMEOUT_S, explained, start_ray
 from inril_ray.experiment import ExperimentConfig, load_config, resolved, task_spec
 from inril_ray.registry import resolve
 from inril_ray.schedules import SCHEDULES
@@ -157,8 +157,7 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, 
             "shorten a trial first."
         ) from None
     except RayError as error:
-        cause = getattr(error, "cause", None)
-        raise cause if isinstance(cause, InrilError) else InrilError(f"The probe failed: {error}") from None
+        raise explained(error, "probe") from None
     finally:
         ray.kill(probe)
     settings = len(settings_of(sweep)) + (sweep.num_samples if sweep.method in ("optuna", "pbt") else 0)
