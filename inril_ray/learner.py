@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -135,9 +134,6 @@ class Learner:
         iteration = self.schedule.next(self.counters["iteration"])
         merged = iteration.il and iteration.rl and self.config.phase == "merged"
         metrics = rollout_metrics(rollout, self.version, self.policy)
-        if self.algorithm.config.compat_timeouts_terminal:
-            ended = rollout.terminated | rollout.truncated
-            rollout = dataclasses.replace(rollout, terminated=ended, truncated=np.zeros_like(ended))
         batch = self.algorithm.prepare(rollout, self.policy, fresh_start=fresh_start)
         metrics |= batch.stats
 

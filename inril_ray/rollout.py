@@ -124,6 +124,7 @@ class RolloutCollector:
             simulation_s += time.perf_counter() - middle
         return Rollout(
             **{name: np.stack(values) for name, values in rows.items()},  # type: ignore[arg-type]
+            last_obs=self._obs.copy(),
             policy_version=policy_version,
             env_steps=executed,
             episodes=self.env.pop_episodes(),

@@ -16,7 +16,7 @@ Shape legend, used in every docstring:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,8 @@ class Rollout:
     """[T, B] False where the NaN guard dropped the sample."""
     next_obs: FloatArray
     """[T, B, O] observation after the chunk; the *final* one where the episode ended."""
+    last_obs: FloatArray
+    """[B, O] observation at the decision that comes after the last row: of a new episode where that row ended one."""
     policy_version: int
     """Version of the weights that acted."""
     env_steps: int
@@ -117,14 +119,19 @@ class Rollout:
         """Bytes in arrays, for the object-store budget."""
         return sum(v.nbytes for f in fields(self) if isinstance(v := getattr(self, f.name), np.ndarray))
 
+    def ended_by_time_limits(self) -> Rollout:
+        """Return the same experience with time limits as ends of the task."""
+        over = self.terminated | self.truncated
+        return replace(self, terminated=over, truncated=np.zeros_like(over))
+
     @staticmethod
     def concatenate(parts: list[Rollout]) -> Rollout:
         """Join the fragments of several workers along the environment axis, in the order given."""
         if len(parts) == 1:
             return parts[0]
 
-        def joined(name: str) -> Any:
-            return np.concatenate([getattr(p, name) for p in parts], axis=1)
+        def joined(name: str, axis: int = 1) -> Any:
+            return np.concatenate([getattr(p, name) for p in parts], axis=axis)
 
         return Rollout(
             obs=joined("obs"),
@@ -135,6 +142,7 @@ class Rollout:
             truncated=joined("truncated"),
             valid=joined("valid"),
             next_obs=joined("next_obs"),
+            last_obs=joined("last_obs", axis=0),
             policy_version=min(p.policy_version for p in parts),
             env_steps=sum(p.env_steps for p in parts),
             episodes=EpisodeStats.concatenate([p.episodes for p in parts]),

@@ -39,8 +39,6 @@ class AlgorithmConfig:
     max_grad_norm: PositiveFloat | None = None
     discount: UnitFloat = 0.999
     """Per decision (chunk), not per control step."""
-    compat_timeouts_terminal: bool = False
-    """Count time limits as ends of the task, without a bootstrap, as gym 0.22 did in the reference experiments."""
     critic_warmup_iterations: NonNegativeInt = 0
     """First iterations that train the critic only."""
     critic_hidden_dim: PositiveInt = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -43,6 +43,9 @@ class OffPolicyConfig(AlgorithmConfig):
     """Share of the new weights in the averaged copies, after each step."""
     critic_steps: PositiveInt = 1
     """Steps of the critics for each of the actor."""
+    time_limits: Literal["bootstrap", "terminal"] = "bootstrap"
+    """What follows a time limit. ``bootstrap``: the value of the final observation, as if the episode went on.
+    ``terminal``: nothing, as if the task had ended."""
     num_critics: PositiveInt = 2
     critic_layer_norm: bool = False
 
@@ -180,6 +183,8 @@ class OffPolicyAlgorithm(Algorithm):
 
     def experience(self, rollout: Rollout, note: FloatArray | None = None) -> ReplayExperience:
         """Put a rollout into the replay, with a number [T, B] for each transition."""
+        if self.config.time_limits == "terminal":
+            rollout = rollout.ended_by_time_limits()
         dropped = self.replay.add(rollout, note)
         new = int(rollout.valid.sum())
         stats = {"dropped_samples": float(dropped), "replay_size": float(len(self.replay))}

@@ -6,7 +6,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,8 +52,10 @@ class OnPolicyConfig(AlgorithmConfig):
     """Stop the iteration's updates when a minibatch's approximate KL exceeds this."""
     scale_rewards: bool = True
     """Divide rewards by the running deviation of the discounted return."""
-    compat_gae_leak: bool = False
-    """The reference code's advantages, which leak through time limits."""
+    time_limits: Literal["bootstrap", "terminal", "next_episode"] = "bootstrap"
+    """What follows a time limit. ``bootstrap``: the value of the final observation, as if the episode went on.
+    ``terminal``: nothing, as if the task had ended. ``next_episode``: DPPO's code; the recursion of the advantages runs
+    on into the next episode, and the last row bootstraps from the observation after the reset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,18 +199,23 @@ class OnPolicyAlgorithm(Algorithm):
     def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> PreparedRollout:
         """Scale rewards, evaluate the critic, estimate advantages; see :meth:`Algorithm.prepare`."""
         cfg = self.config
+        if cfg.time_limits == "terminal":
+            rollout = rollout.ended_by_time_limits()
         rewards = self.scaled_rewards(rollout, fresh_start=fresh_start)
         values = self._values(rollout.obs, policy)
-        next_values = self._next_values(rollout, values, policy)
+        if cfg.time_limits == "next_episode":
+            next_values = np.concatenate([values[1:], self._values(rollout.last_obs[None], policy)])
+            truncated = np.zeros_like(rollout.truncated)
+        else:
+            next_values, truncated = self._next_values(rollout, values, policy), rollout.truncated
         advantages = gae(
             rewards,
             values,
             next_values,
             rollout.terminated,
-            rollout.truncated,
+            truncated,
             discount=cfg.discount,
             gae_lambda=cfg.gae_lambda,
-            leak_through_truncation=cfg.compat_gae_leak,
         )
         valid = rollout.valid & np.isfinite(advantages)
         if not valid.any():

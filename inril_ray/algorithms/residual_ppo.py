@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
-from inril_ray.algorithms.base import AlgorithmContext, Experience, UnitFloat
+from inril_ray.algorithms.base import AlgorithmContext, UnitFloat
 from inril_ray.algorithms.on_policy import OnPolicyAlgorithm, OnPolicyConfig
 from inril_ray.config import config
 from inril_ray.losses.returns import RunningMoments
-from inril_ray.policies.base import Policy
 from inril_ray.policies.networks import ResidualCritic
 from inril_ray.types import Rollout
 
@@ -44,8 +42,7 @@ class ResidualPPOConfig(OnPolicyConfig):
     gae_lambda: UnitFloat = 0.95
     reward_limit: PositiveFloat = 5.0
     """Rewards, divided by the deviation of all rewards so far, are clipped to it."""
-    bootstrap_time_limits: bool = False
-    """Value what would have followed a time limit; ResiP counts it as an end."""
+    time_limits: Literal["bootstrap", "terminal", "next_episode"] = "terminal"
     critic_hidden_dims: tuple[PositiveInt, ...] = (256, 256)
 
 
@@ -72,13 +69,6 @@ class ResidualPPO(OnPolicyAlgorithm):
     def step_weights(self, num_scored_steps: int) -> tuple[list[float], list[float]]:
         """Return equal weights and clip ratios."""
         return [1.0] * num_scored_steps, [self.config.clip_ratio] * num_scored_steps
-
-    def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> Experience:
-        """Estimate advantages of scaled rewards; see :meth:`OnPolicyAlgorithm.prepare`."""
-        if not self.config.bootstrap_time_limits:
-            ended = rollout.terminated | rollout.truncated
-            rollout = dataclasses.replace(rollout, terminated=ended, truncated=np.zeros_like(ended))
-        return super().prepare(rollout, policy, fresh_start=fresh_start)
 
     def scaled_rewards(self, rollout: Rollout, *, fresh_start: bool) -> np.ndarray:
         """Divide by the deviation of all rewards so far."""

@@ -18,7 +18,6 @@ def gae(
     *,
     discount: float,
     gae_lambda: float,
-    leak_through_truncation: bool = False,
 ) -> FloatArray:
     """Estimate advantages with GAE, in float64.
 
@@ -33,9 +32,6 @@ def gae(
         truncated: [T, B].
         discount: per decision (chunk), in [0, 1].
         gae_lambda: in [0, 1].
-        leak_through_truncation: the reference code's behaviour, kept for replication: the recursion runs on through
-            truncated steps and they bootstrap from the first value of the *next* episode (from the final observation
-            in the last row, whose next episode is not part of the rollout).
 
     Returns:
         [T, B] advantages, float64.
@@ -49,10 +45,7 @@ def gae(
     if len(shapes) != 1 or rewards.ndim != 2:
         raise ValueError(f"gae needs five [T, B] arrays of one shape, got {sorted(shapes)}.")
     rewards, values, next_values = (a.astype(np.float64) for a in (rewards, values, next_values))
-    if leak_through_truncation:
-        following = np.concatenate([values[1:], next_values[-1:]])
-        next_values = np.where(truncated, following, next_values)
-    over = terminated if leak_through_truncation else terminated | truncated
+    over = terminated | truncated
     # np.where, not a product: a value that is not finite must not leak through an episode's end.
     delta = rewards + discount * np.where(terminated, 0.0, next_values) - values
     advantages = np.zeros_like(delta)

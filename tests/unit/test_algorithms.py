@@ -12,7 +12,7 @@ import torch
 from inril_ray.losses.returns import RewardScaler, gae
 from inril_ray.rollout import ActionNoise
 from inril_ray.types import InrilError, Rollout
-from tests.fakes import tiny_algorithm, tiny_policy, tiny_rollouts
+from tests.fakes import tiny_algorithm, tiny_collector, tiny_policy, tiny_rollouts
 
 
 @pytest.fixture
@@ -74,17 +74,55 @@ def test_prepare_scales_rewards_estimates_advantages_and_flattens(policy, rollou
     assert batch.stats == {"explained_variance": pytest.approx(explained, rel=1e-3, abs=1e-4), "dropped_samples": 0.0}
 
 
-def test_reward_scaling_and_the_leak_are_options(policy, rollout):
+def test_reward_scaling_is_an_option(policy, rollout):
     plain = tiny_algorithm("dppo", scale_rewards=False, gae_lambda=0.0, discount=0.0)
     with torch.no_grad():
         values = plain.critic(policy.normalizer.obs(torch.from_numpy(rollout.obs))).numpy()
     batch = plain.prepare(rollout, policy, fresh_start=True)
     np.testing.assert_allclose(batch.advantages.numpy(), (rollout.rewards - values).ravel(), rtol=1e-4, atol=1e-5)
-    cut, leaky = (
-        tiny_algorithm("dppo", compat_gae_leak=leak).prepare(rollout, policy, fresh_start=True).advantages
-        for leak in (False, True)
-    )
-    assert not torch.allclose(cut, leaky)
+
+
+@pytest.mark.parametrize("rule", ["bootstrap", "terminal", "next_episode"])
+def test_what_follows_a_time_limit(policy, rule):
+    """By hand, from the sums that define the advantages; the reference's rule is that of DPPO's agent code."""
+    rollout = tiny_rollouts(policy, 1, num_decisions=10)[0]
+    rewards = np.random.default_rng(0).normal(size=rollout.rewards.shape).astype(np.float32)
+    rollout = dataclasses.replace(rollout, rewards=rewards)
+    steps, envs = rollout.rewards.shape
+    assert rollout.truncated[-1].any() and rollout.truncated[:-1].any()
+    algorithm = tiny_algorithm("dppo", time_limits=rule, scale_rewards=False, discount=0.95, gae_lambda=0.9)
+
+    def valued(obs):
+        with torch.no_grad():
+            return algorithm.critic(policy.normalizer.obs(torch.from_numpy(obs))).numpy().astype(np.float64)
+
+    values, final, last = valued(rollout.obs), valued(rollout.next_obs), valued(rollout.last_obs)
+    expected = np.zeros((steps, envs))
+    for b in range(envs):
+        carried = 0.0
+        for t in reversed(range(steps)):
+            over = rollout.terminated[t, b] or rollout.truncated[t, b]
+            if rollout.terminated[t, b] or (over and rule == "terminal"):
+                follows, carried = 0.0, 0.0
+            elif over and rule == "next_episode":
+                follows = values[t + 1, b] if t + 1 < steps else last[b]
+            else:
+                follows, carried = final[t, b], 0.0 if over else carried
+            carried = rollout.rewards[t, b] + 0.95 * follows - values[t, b] + 0.95 * 0.9 * carried
+            expected[t, b] = carried
+    actual = algorithm.prepare(rollout, policy, fresh_start=True).advantages.numpy()
+    np.testing.assert_allclose(actual, expected.ravel(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_observation_of_a_rollout_is_where_the_next_one_decides(policy):
+    collector = tiny_collector(policy, num_decisions=5)
+    collector.reset_each = False
+    first, second = collector.collect(0), collector.collect(0)
+    np.testing.assert_array_equal(first.last_obs, second.obs[0])
+    ended = first.truncated[-1]
+    assert ended.any() and not (first.last_obs[ended] == first.next_obs[-1][ended]).all(axis=1).any()
+    joined = Rollout.concatenate([first, second])
+    np.testing.assert_array_equal(joined.last_obs, np.concatenate([first.last_obs, second.last_obs]))
 
 
 def test_invalid_samples_are_dropped_and_the_rest_untouched(policy, rollout):

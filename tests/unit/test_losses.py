@@ -190,29 +190,6 @@ def test_gae_equals_the_sum_over_each_episode(ends, seed):
     np.testing.assert_allclose(actual[:, 0], expected, rtol=1e-9, atol=1e-12)
 
 
-@given(ends=episode_ends(), seed=st.integers(0, 10**6))
-@settings(deadline=None, max_examples=100)
-def test_leaky_gae_sees_only_terminations(ends, seed):
-    rewards, values, next_values, terminated, truncated = sampled_inputs(ends, seed)
-    discount, lam = 0.93, 0.8
-    expected = []
-    for t in range(len(ends)):
-        total, weight = 0.0, 1.0
-        for k in range(t, len(ends)):
-            following = values[k + 1, 0] if k + 1 < len(ends) else next_values[k, 0]
-            bootstrap = 0.0 if ends[k] == "terminated" else discount * following
-            total += weight * (rewards[k, 0] + bootstrap - values[k, 0])
-            weight *= discount * lam
-            if ends[k] == "terminated":
-                break
-        expected.append(total)
-    actual = gae(
-        rewards, values, next_values, terminated, truncated,
-        discount=discount, gae_lambda=lam, leak_through_truncation=True,
-    )  # fmt: skip
-    np.testing.assert_allclose(actual[:, 0], expected, rtol=1e-9, atol=1e-12)
-
-
 def test_gae_never_mixes_environments_and_computes_in_float64():
     parts = [sampled_inputs(["on", "truncated", "on", "terminated", "on"], seed) for seed in (1, 2)]
     joined = [np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)]

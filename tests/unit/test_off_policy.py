@@ -503,14 +503,14 @@ def test_dipo_leaves_the_replay_alone_while_its_critics_warm_up():
 
 
 def test_time_limits_can_count_as_ends():
-    for compat in (False, True):
-        learner = tiny_learner("sac", schedule="rl_only", rl={"compat_timeouts_terminal": compat})
+    for rule in ("bootstrap", "terminal"):
+        learner = tiny_learner("sac", schedule="rl_only", rl={"time_limits": rule})
         learner.begin()
         rollout = rollout_of(learner.policy)
         assert rollout.truncated.any()
         learner.learn(rollout, fresh_start=True)
         held = learner.algorithm.replay.in_order("terminated")["terminated"].numpy().astype(bool)
-        np.testing.assert_array_equal(held, rollout.terminated | (rollout.truncated & compat))
+        np.testing.assert_array_equal(held, rollout.terminated | (rollout.truncated & (rule == "terminal")))
 
 
 def test_demonstrations_follow_the_normaliser_of_the_policy_that_is_loaded():

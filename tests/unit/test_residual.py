@@ -297,12 +297,15 @@ def test_time_limits_end_or_bootstrap_as_asked(policy):
     rollout = rollout_of(policy)
     assert rollout.truncated.any()
     ended, going = (
-        tiny_algorithm("residual_ppo", policy=policy, bootstrap_time_limits=flag).prepare(
-            rollout, policy, fresh_start=True
-        )
-        for flag in (False, True)
+        tiny_algorithm("residual_ppo", policy=policy, **limits).prepare(rollout, policy, fresh_start=True)
+        for limits in ({}, {"time_limits": "bootstrap"})
     )
     assert not torch.allclose(ended.returns, going.returns)
+    by_hand = tiny_algorithm("residual_ppo", policy=policy, time_limits="bootstrap")
+    over = rollout.terminated | rollout.truncated
+    rollout = dataclasses.replace(rollout, terminated=over, truncated=np.zeros_like(over))
+    by_hand = by_hand.prepare(rollout, policy, fresh_start=True)
+    assert torch.equal(ended.returns, by_hand.returns)
 
 
 def test_rewards_are_divided_by_the_deviation_of_all_so_far(policy):

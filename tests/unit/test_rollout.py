@@ -14,7 +14,7 @@ from inril_ray.rollout import ActionNoise, RolloutCollector, decision_env
 from inril_ray.types import Rollout
 from tests.fakes import TINY_POLICY, FakeEnv, fake_spec, tiny_policy
 
-ARRAYS = ("obs", "chains", "log_probs", "rewards", "terminated", "truncated", "valid", "next_obs")
+ARRAYS = ("obs", "chains", "log_probs", "rewards", "terminated", "truncated", "valid", "next_obs", "last_obs")
 
 
 def collector(
@@ -98,6 +98,7 @@ def test_shapes_are_those_of_the_contract(kind: str) -> None:
         "truncated": (t, b),
         "valid": (t, b),
         "next_obs": (t, b, policy.decision_spec(fake_spec()).obs_dim),
+        "last_obs": (b, policy.decision_spec(fake_spec()).obs_dim),
     }
     for name, shape in shapes.items():
         array = getattr(rollout, name)
