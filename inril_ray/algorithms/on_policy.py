@@ -52,10 +52,11 @@ class OnPolicyConfig(AlgorithmConfig):
     """Stop the iteration's updates when a minibatch's approximate KL exceeds this."""
     scale_rewards: bool = True
     """Divide rewards by the running deviation of the discounted return."""
-    time_limits: Literal["bootstrap", "terminal", "next_episode"] = "bootstrap"
-    """What follows a time limit. ``bootstrap``: the value of the final observation, as if the episode went on.
-    ``terminal``: nothing, as if the task had ended. ``next_episode``: DPPO's code; the recursion of the advantages runs
-    on into the next episode, and the last row bootstraps from the observation after the reset."""
+    time_limits: Literal["terminal", "bootstrap", "next_episode"] = "terminal"
+    """What follows a time limit. ``terminal``: nothing, as if the task had ended; what is maximised is what an episode
+    is scored by. ``bootstrap``: the value of the final observation, as if the episode went on. ``next_episode``: DPPO's
+    code; the recursion of the advantages runs on into the next episode, and the last row bootstraps from the
+    observation after the reset. Which learns, and why: docs/methods.md."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -42,7 +42,6 @@ class ResidualPPOConfig(OnPolicyConfig):
     gae_lambda: UnitFloat = 0.95
     reward_limit: PositiveFloat = 5.0
     """Rewards, divided by the deviation of all rewards so far, are clipped to it."""
-    time_limits: Literal["bootstrap", "terminal", "next_episode"] = "terminal"
     critic_hidden_dims: tuple[PositiveInt, ...] = (256, 256)
 
 

@@ -52,7 +52,7 @@ def test_ppo_treats_all_steps_alike():
 
 # -- prepare ----------------------------------------------------------------------------------------------------------
 def test_prepare_scales_rewards_estimates_advantages_and_flattens(policy, rollout):
-    algorithm = tiny_algorithm("dppo", discount=0.95, gae_lambda=0.9)
+    algorithm = tiny_algorithm("dppo", discount=0.95, gae_lambda=0.9, time_limits="bootstrap")
     with torch.no_grad():
         values, following = (
             algorithm.critic(policy.normalizer.obs(torch.from_numpy(o))).numpy()
