@@ -31,6 +31,7 @@ class IBRLConfig(OffPolicyConfig):
     critic_lr: PositiveFloat = 1e-4
     polyak: UnitFloat = 0.01
     num_critics: PositiveInt = 5
+    critic_layer_norm: bool = True
     num_target_critics: Annotated[int, Field(ge=1)] = 2
     critic_steps: PositiveInt = 3
     """Steps of the critics for each of the actor."""
@@ -90,6 +91,7 @@ class IBRL(OffPolicyAlgorithm):
 
     Config = IBRLConfig
     policies = ("gaussian_mlp",)
+    activation = "relu"
     config: IBRLConfig
     mixes_demos = True
 

@@ -479,8 +479,11 @@ def test_every_denoising_step_can_be_finetuned(steps):
     policy = tiny_policy(denoising_steps=steps, finetuned_steps=steps)
     assert isinstance(policy, DiffusionPolicy)
     obs, noise = random_inputs(policy)
+    noise[0] = 5.0
     action = policy.act(obs, noise, deterministic=False)
-    torch.testing.assert_close(action.chain[:, 0], noise[:, 0].clamp(-3, 3))
+    torch.testing.assert_close(action.chain[:, 0], noise[:, 0], msg="what a chunk starts from is not clipped")
+    again = policy.act(obs, torch.cat([noise[:, :1], noise[:, 1:].clamp(-3, 3)], dim=1), deterministic=False)
+    torch.testing.assert_close(again.chunk, action.chunk, msg="the noise of steps is")
     torch.testing.assert_close(policy.log_prob(*flattened(action, obs)), action.log_probs.flatten(), rtol=0, atol=1e-5)
     assert fake_spec().action_dim == action.chunk.shape[-1]
 
