@@ -220,7 +220,7 @@ def test_evaluation_with_ddim_reaches_the_chunk_that_the_networks_point_to():
 @pytest.mark.parametrize("rule", ["recomputed", "predicted"])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_chain_of_ddim_is_the_written_one_where_actions_are_clipped(network, rule, deterministic):
-    policy = diffusion(network, "ddim", ddim_noise=rule).double()
+    policy = diffusion(network, "ddim", ddim_noise=rule, min_sampling_std=0.1).double()
     obs, noise = (2.0 * x.double() for x in random_inputs(policy))
     seen, alpha_bar = policy.normalizer.obs(obs), np.cumprod(1 - cosine_betas(7).numpy())[[0, 2, 4]]
     x, clipped = noise[:, 0].numpy(), []
