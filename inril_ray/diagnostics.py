@@ -67,7 +67,7 @@ def base_plans(policy: ResidualPolicy, obs: FloatArray, seed: int) -> Callable[[
     seen = obs[:, : -policy.noise_shape[-1]]
     noise = torch.randn(len(obs), *base.noise_shape, generator=torch.Generator().manual_seed(seed)).numpy()
     former = np.zeros((len(obs), *policy.plan_shapes["chunk_shape"]), np.float32)
-    return lambda: policy.plan(seen, noise, former, np.zeros(len(obs), bool))[:, : base.action_horizon]
+    return lambda: policy.plan(seen, noise, former)[:, : base.action_horizon]
 
 
 def gradient_pair(

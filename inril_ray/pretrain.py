@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain, count, islice
 from typing import Annotated
 
 import numpy as np
@@ -32,8 +33,10 @@ class PretrainConfig:
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     ema_every: PositiveInt = 10
     """Batches between updates of the averaged weights."""
-    ema_start_epoch: NonNegativeInt = 20
-    """Until then the average is a copy."""
+    ema_start_epoch: NonNegativeInt = 19
+    """Epochs in which the average is a copy. DPPO's 20 counts from 1."""
+    batches_per_epoch: PositiveInt | None = None
+    """Batches of an epoch, from as many passes over the demonstrations as they take; None: one pass."""
 
 
 def learning_rate(config: PretrainConfig, epoch: int) -> float:
@@ -79,7 +82,7 @@ def pretrain(
     for epoch in range(config.num_epochs):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, epoch)
-        for batch in epoch_batches(demos, rng, config.batch_size):
+        for batch in _batches(demos, rng, config):
             loss = policy.bc_loss(*imitation_inputs(batch, generator, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -121,6 +124,13 @@ def epoch_batches(demos: DemoStore, rng: np.random.Generator, batch_size: int) -
     order = rng.permutation(demos.num_windows)
     for start in range(0, len(order), batch_size):
         yield demos.windows(order[start : start + batch_size])
+
+
+def _batches(demos: DemoStore, rng: np.random.Generator, config: PretrainConfig) -> Iterator[DemoBatch]:
+    if config.batches_per_epoch is None:
+        return epoch_batches(demos, rng, config.batch_size)
+    passes = (epoch_batches(demos, rng, config.batch_size) for _ in count())
+    return islice(chain.from_iterable(passes), config.batches_per_epoch)
 
 
 def imitation_inputs(

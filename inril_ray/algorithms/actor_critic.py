@@ -28,7 +28,7 @@ class SoftConfig(OffPolicyConfig):
     batch_size: PositiveInt = 256
     replay_ratio: PositiveFloat = 256
     """At 256, one update for each new transition."""
-    buffer_size: PositiveInt = 20_000
+    buffer_size: PositiveInt = 100_000
     discount: UnitFloat = 0.99
     critic_num_hidden: PositiveInt = 2
     init_temperature: PositiveFloat = 1.0

@@ -40,7 +40,7 @@ class AWRConfig(OffPolicyConfig):
     temperature: NonNegativeFloat = 10.0
     """Of the weights, exp(temperature x normalised advantage)."""
     max_weight: PositiveFloat = 100.0
-    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 2
+    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 1
     compat_targets: bool = False
     """The targets of DPPO's code: discount 0.99 whatever is configured, no cut at time limits, a last row that
     bootstraps from its own value, and a critic that sees the first transitions of each array only."""

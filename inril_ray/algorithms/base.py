@@ -30,7 +30,7 @@ class AlgorithmConfig:
     lr_warmup_iterations: NonNegativeInt = 0
     """Iterations over which it rises to its full value first, from ``actor_min_lr``."""
     lr_decay_iterations: PositiveInt | None = None
-    """Iterations after which it has fallen, and stays; None: with the last iteration of the run."""
+    """Iterations after which it has fallen, and stays; None: those of the run."""
     critic_lr: PositiveFloat = 1e-3
     critic_min_lr: NonNegativeFloat | None = None
     """As ``actor_min_lr``, without a rise."""
@@ -129,6 +129,8 @@ class Algorithm(ABC):
     """:meth:`loss` contains the critic's, which is stepped with the actor's by the optimiser ``critic``."""
     joint_clip: ClassVar[bool] = False
     """The gradients of actor and critic are clipped together."""
+    first_rise: ClassVar[int] = 1
+    """Steps of the learning rate's rise that the first iteration is past: DPPO's count begins with an evaluation."""
 
     config: Any
     device: torch.device
@@ -202,16 +204,23 @@ class Algorithm(ABC):
 
     def actor_lr(self, iterations_done: int) -> float:
         """Return the constant or the decayed learning rate of the actor for the next iteration."""
-        cfg = self.config
-        span = cfg.lr_warmup_iterations, cfg.lr_decay_iterations or self.num_iterations - 1
-        return _cosine(cfg.actor_lr, cfg.actor_min_lr, iterations_done, *span)
+        cfg, warmup = self.config, self.config.lr_warmup_iterations
+        if cfg.actor_min_lr is not None and iterations_done < warmup:
+            rise = (iterations_done + self.first_rise) / warmup
+            return cfg.actor_min_lr + (cfg.actor_lr - cfg.actor_min_lr) * rise
+        return self._fallen(cfg.actor_lr, cfg.actor_min_lr, iterations_done, warmup)
 
     def critic_lr(self, iterations_done: int) -> float:
         """Return that of the critic."""
-        cfg = self.config
-        return _cosine(
-            cfg.critic_lr, cfg.critic_min_lr, iterations_done, 0, cfg.lr_decay_iterations or self.num_iterations - 1
-        )
+        return self._fallen(self.config.critic_lr, self.config.critic_min_lr, iterations_done, 0)
+
+    def _fallen(self, peak: float, low: float | None, done: int, start: int) -> float:
+        """Return a rate that falls along half a cosine from iteration ``start`` on, or the constant one."""
+        if low is None:
+            return peak
+        last = self.config.lr_decay_iterations or self.num_iterations
+        fallen = min((done - start) / max(1, last - start), 1.0)
+        return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * fallen))
 
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
@@ -227,13 +236,3 @@ class Algorithm(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - see state_dict
         """Put back what :meth:`state_dict` returned."""
-
-
-def _cosine(peak: float, low: float | None, done: int, warmup: int, total: int) -> float:
-    """Return the learning rate after ``done`` iterations: a linear rise, then half a cosine down to ``low``."""
-    if low is None:
-        return peak
-    if done < warmup:
-        return low + (peak - low) * (done + 1) / warmup
-    fallen = min((done - warmup) / max(1, total - warmup), 1.0)
-    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * fallen))

@@ -28,7 +28,7 @@ class DIPOConfig(OffPolicyConfig):
     ascent_lr: PositiveFloat = 1e-4
     ascent_clip: PositiveFloat = 0.1
     """Bound of an action's gradient, as a share of its dimensions."""
-    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 2
+    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 1
     compat_batch_clip: bool = False
     """Clip the gradient over the whole batch, as the reference code does; its steps then depend on the batch size."""
 

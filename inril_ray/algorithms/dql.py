@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from inril_ray.algorithms.base import Losses
 from inril_ray.algorithms.off_policy import OffPolicyAlgorithm, OffPolicyConfig
@@ -20,9 +20,10 @@ class DQLConfig(OffPolicyConfig):
 
     actor_lr: Annotated[float, Field(gt=0)] = 1e-5
     replay_ratio: PositiveFloat = 16
+    buffer_size: PositiveInt = 20_000
     q_weight: NonNegativeFloat = 1.0
     """Weight of the critics' term against that of imitation."""
-    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 2
+    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 4
     compat_own_actions: bool = False
     """Imitate fresh samples of the policy itself, as DPPO's code does, and not the actions of the replay."""
 

@@ -27,14 +27,15 @@ class IBRLConfig(OffPolicyConfig):
     batch_size: PositiveInt = 256
     replay_ratio: PositiveFloat = 512
     """At 512, two critic updates for each new transition."""
-    buffer_size: PositiveInt = 20_000
+    buffer_size: PositiveInt = 50_000
     critic_lr: PositiveFloat = 1e-4
     polyak: UnitFloat = 0.01
     num_critics: PositiveInt = 5
+    critic_layer_norm: bool = True
     num_target_critics: Annotated[int, Field(ge=1)] = 2
     critic_steps: PositiveInt = 3
     """Steps of the critics for each of the actor."""
-    choice: Literal["greedy", "soft"] = "greedy"
+    choice: Literal["greedy", "soft"] = "soft"
     """Take the better proposal, or draw by softmax(beta x value) while training."""
     beta: PositiveFloat = 10.0
 
@@ -90,6 +91,7 @@ class IBRL(OffPolicyAlgorithm):
 
     Config = IBRLConfig
     policies = ("gaussian_mlp",)
+    activation = "relu"
     config: IBRLConfig
     mixes_demos = True
 

@@ -22,7 +22,7 @@ class QSMConfig(OffPolicyConfig):
     replay_ratio: PositiveFloat = 16
     slope: PositiveFloat = 10.0
     """c: the score that is matched is c times the gradient of the critics."""
-    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 2
+    critic_warmup_iterations: Annotated[int, Field(ge=0)] = 4
 
 
 class QSM(OffPolicyAlgorithm):

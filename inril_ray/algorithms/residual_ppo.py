@@ -55,6 +55,7 @@ class ResidualPPO(OnPolicyAlgorithm):
     Config = ResidualPPOConfig
     policies = ("residual_mlp", "residual_unet", "residual_gaussian")
     joint_clip = True
+    first_rise = 0  # its first iteration trains the critic only, at a rate of 0 of the actor
     config: ResidualPPOConfig
 
     def __init__(self, config: ResidualPPOConfig, context: AlgorithmContext) -> None:

@@ -24,6 +24,7 @@ class RWRConfig(AlgorithmConfig):
     """Settings of reward-weighted regression. Defaults are those of DPPO's comparison on Robomimic."""
 
     actor_lr: Annotated[float, Field(gt=0)] = 1e-5
+    weight_decay: NonNegativeFloat = 1e-6
     num_epochs: PositiveInt = 16
     batch_size: PositiveInt = 1000
     temperature: NonNegativeFloat = 10.0

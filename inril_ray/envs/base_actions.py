@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from inril_ray.envs.base import PURPOSES
 from inril_ray.envs.chunking import ChunkedEnv, ChunkOutcome
-from inril_ray.types import BoolArray, EpisodeStats, FloatArray
+from inril_ray.types import EpisodeStats, FloatArray
 
-Plan = Callable[[FloatArray, FloatArray, FloatArray, BoolArray], FloatArray]
-"""(obs [n, O], noise [n, ...], former chunks [n, H, A], [n] there is a former one) to normalised chunks [n, H, A]."""
+Plan = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
+"""(obs [n, O], noise [n, ...], what is left of the last chunks [n, H, A]) to normalised chunks [n, H, A]."""
 
 
 class BaseActions:
@@ -85,13 +86,20 @@ class BaseActions:
         due = np.flatnonzero(self._used >= self._replan_every)
         if len(due):
             noise = np.stack([self._noise(int(i)) for i in due])
-            former = self._chunks[due]
-            kept = np.roll(former, -self._replan_every, axis=1)
-            kept[:, -self._replan_every :] = former[:, -self._replan_every :]
-            self._chunks[due] = self._plan(obs[due], noise, kept, self._plans[due] > 0)
+            self._chunks[due] = self._plan(obs[due], noise, self._left(due))
             self._used[due] = 0
             self._plans[due] += 1
         return np.concatenate([obs, self._chunks[np.arange(self.num_envs), self._used]], axis=1).astype(np.float32)
+
+    def _left(self, due: npt.NDArray[np.int64]) -> FloatArray:
+        """Return what is left of the last chunks [n, H, A], in its first places; zeros behind, and in new episodes.
+
+        Source: ResiP, where zeros behind are all that is ever written there. Its buffer outlives an episode's end.
+        """
+        left = np.zeros_like(self._chunks[due])
+        left[:, : left.shape[1] - self._replan_every] = self._chunks[due, self._replan_every :]
+        left[self._plans[due] == 0] = 0.0
+        return left
 
     def _noise(self, index: int) -> FloatArray:
         env = self.env

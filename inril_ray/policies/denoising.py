@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 MIN_VARIANCE = 1e-20
 EVAL_MIN_STD = 1e-3
+DDIMNoise = Literal["recomputed", "predicted"]
+"""The noise that a DDIM step leaves in a chunk. ``recomputed``: what the clipped x0 makes of the chunk before the step
+(DPPO). ``predicted``: what the network said (ResiP; the default of diffusers). They differ where x0 is clipped."""
 
 
 def cosine_betas(num_steps: int, offset: float = 0.008) -> Tensor:
@@ -27,22 +31,25 @@ def cosine_betas(num_steps: int, offset: float = 0.008) -> Tensor:
 class DenoisingSchedule(nn.Module):
     """Coefficients of the noising process at K levels, and of the n steps that sampling executes.
 
-    A step has a rank j: 0 is the last one, n - 1 the first, and ``levels[j]`` is the level that it starts from. Both
-    samplers are of one form: x' = clean_coef[j] clip(x0) + chunk_coef[j] x + std[j] noise.
+    A step has a rank j: 0 is the last one, n - 1 the first, and ``levels[j]`` is the level that it starts from. All
+    samplers are of one form: x' = clean_coef[j] clip(x0) + chunk_coef[j] y + std[j] noise, where y is the chunk before
+    the step, or the predicted noise with DDIM of that name.
 
     DDPM executes all levels, with the posterior of the chain; its variance is floored at 1e-20. In evaluation the
     deviation is at least 1e-3, and 0 in the last step.
 
     DDIM executes n levels, multiples of floor(K / n) ("leading"). With ᾱ at the step's level, ᾱ' at the next one (1
-    after the last) and the noise computed anew from the clipped x0: σ = η sqrt((1 - ᾱ') / (1 - ᾱ) (1 - ᾱ / ᾱ')), at
-    least 1e-10, and x' = sqrt(ᾱ') x0 + sqrt(1 - ᾱ' - σ²) (x - sqrt(ᾱ) x0) / sqrt(1 - ᾱ) + σ noise. In training η is 1;
-    in evaluation it is 0 and no noise is added.
+    after the last), x0 clipped and ε either the predicted noise or (x - sqrt(ᾱ) x0) / sqrt(1 - ᾱ), recomputed:
+    σ = η sqrt((1 - ᾱ') / (1 - ᾱ) (1 - ᾱ / ᾱ')), at least 1e-10, and x' = sqrt(ᾱ') x0 + sqrt(1 - ᾱ' - σ²) ε + σ noise.
+    In training η is 1; in evaluation it is 0 and no noise is added.
 
     Args:
         num_steps: K.
         ddim_steps: n; None for DDPM with n = K.
+        ddim_noise: ε of DDIM; DDPM has none.
 
-    Source: Ho et al. 2020, eqs. 6 and 7; Song et al. 2021, eqs. 12 and 16; floors and modes of Ren et al. 2024 (DPPO).
+    Source: Ho et al. 2020, eqs. 6 and 7; Song et al. 2021, eqs. 12 and 16; floors, modes and recomputed noise of Ren et
+    al. 2024 (DPPO).
     """
 
     levels: Tensor
@@ -68,8 +75,9 @@ class DenoisingSchedule(nn.Module):
     eval_std: Tensor
     """[n]"""
 
-    def __init__(self, num_steps: int, ddim_steps: int | None = None) -> None:
+    def __init__(self, num_steps: int, ddim_steps: int | None = None, ddim_noise: DDIMNoise = "recomputed") -> None:
         super().__init__()
+        self.keeps_predicted = ddim_steps is not None and ddim_noise == "predicted"
         beta = cosine_betas(num_steps)
         alpha_bar = torch.cumprod(1 - beta, 0)
         values = {
@@ -83,7 +91,7 @@ class DenoisingSchedule(nn.Module):
             values |= _ddpm_coefficients(beta, alpha_bar)
         else:
             levels = torch.arange(ddim_steps) * (num_steps // ddim_steps)
-            values |= _ddim_coefficients(alpha_bar[levels])
+            values |= _ddim_coefficients(alpha_bar[levels], ddim_noise)
         self.register_buffer("levels", levels, persistent=False)
         for name, value in values.items():
             self.register_buffer(name, value.float(), persistent=False)
@@ -108,7 +116,8 @@ class DenoisingSchedule(nn.Module):
         clean = at(self.inverse_sqrt, t) * chunk - at(self.noise_factor, t) * predicted_noise
         clean_coef = self.eval_clean_coef if deterministic else self.clean_coef
         chunk_coef = self.eval_chunk_coef if deterministic else self.chunk_coef
-        return at(clean_coef, j) * clean.clamp(-clip, clip) + at(chunk_coef, j) * chunk
+        rest = predicted_noise if self.keeps_predicted else chunk
+        return at(clean_coef, j) * clean.clamp(-clip, clip) + at(chunk_coef, j) * rest
 
 
 def at(values: Tensor, index: Tensor) -> Tensor:
@@ -137,16 +146,19 @@ def _ddpm_coefficients(beta: Tensor, alpha_bar: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _ddim_coefficients(alpha_bar: Tensor) -> dict[str, Tensor]:
+def _ddim_coefficients(alpha_bar: Tensor, noise: DDIMNoise) -> dict[str, Tensor]:
     previous = _previous(alpha_bar)
     values = {}
     for prefix, eta in (("", 1.0), ("eval_", 0.0)):
         std = (eta * ((1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)).sqrt()).clamp_min(
             math.sqrt(MIN_VARIANCE)
         )
-        # Of the noise computed anew, (x - sqrt(ᾱ) x0) / sqrt(1 - ᾱ).
-        direction = (1 - previous - std.square()).clamp_min(0.0).sqrt() / (1 - alpha_bar).sqrt()
-        values[f"{prefix}clean_coef"] = previous.sqrt() - direction * alpha_bar.sqrt()
-        values[f"{prefix}chunk_coef"] = direction
+        left = (1 - previous - std.square()).clamp_min(0.0).sqrt()
+        if noise == "recomputed":
+            share = left / (1 - alpha_bar).sqrt()
+            values[f"{prefix}clean_coef"] = previous.sqrt() - share * alpha_bar.sqrt()
+            values[f"{prefix}chunk_coef"] = share
+        else:
+            values[f"{prefix}clean_coef"], values[f"{prefix}chunk_coef"] = previous.sqrt(), left
         values[f"{prefix}std"] = std if eta else torch.zeros_like(std)
     return values

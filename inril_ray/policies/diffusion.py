@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from inril_ray.config import config
 from inril_ray.losses.imitation import gaussian_log_prob, noise_prediction_loss
 from inril_ray.policies.base import Action, Normalizer, Policy, Timesteps
-from inril_ray.policies.denoising import DenoisingSchedule, at
+from inril_ray.policies.denoising import DDIMNoise, DenoisingSchedule, at
 from inril_ray.policies.networks import Activation, DiffusionMLP
 from inril_ray.policies.unet import Film, UNet1D, check_unet_sizes
 from inril_ray.types import EnvSpec, NormalizerStats
@@ -39,12 +39,14 @@ class DenoisingConfig(ABC):
     """K, levels of noise in cloning; DDPM also samples in so many steps."""
     ddim_steps: PositiveInt | None = None
     """Sample with DDIM in so many steps; none for DDPM."""
+    ddim_noise: DDIMNoise = "recomputed"
+    """Noise that a step of DDIM leaves: recomputed from the clipped action as in DPPO, or as predicted, as in ResiP."""
     finetuned_steps: PositiveInt = 10
     """F, the last denoising steps, which fine-tuning trains; a frozen copy makes the others."""
     clip_denoised: Annotated[float, Field(gt=0)] = 1.0
     """Bound of the predicted clean action, normalised units."""
     noise_limit: Annotated[float, Field(gt=0)] = 3.0
-    """Sampled noise is clipped to so many standard deviations."""
+    """The noise of a step is clipped to so many standard deviations; what a chunk starts from is not."""
     min_sampling_std: Annotated[float, Field(gt=0)] = 0.1
     """Floor of the exploration noise of every denoising step while training, normalised units."""
     min_log_prob_std: Annotated[float, Field(gt=0)] = 0.1
@@ -160,7 +162,7 @@ class DiffusionPolicy(Policy):
         self.num_scored_steps = config.finetuned_steps
         self.noise_shape = (config.executed_steps + 1, config.prediction_horizon, spec.action_dim)
         self.normalizer = Normalizer(stats, config.obs_limit)
-        self.schedule = DenoisingSchedule(config.denoising_steps, config.ddim_steps)
+        self.schedule = DenoisingSchedule(config.denoising_steps, config.ddim_steps, config.ddim_noise)
         self.base = config.network(spec.obs_dim, spec.action_dim)
         self.actor = copy.deepcopy(self.base)
 
@@ -216,8 +218,7 @@ class DiffusionPolicy(Policy):
     def _steps(self, obs: Tensor, noise: Tensor, deterministic: bool) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Yield for each step its rank, the chunk before it, the mean that scores it, and the chunk after it."""
         cfg, schedule = self.config, self.schedule
-        noise = noise.clamp(-cfg.noise_limit, cfg.noise_limit)
-        chunk = noise[:, 0]
+        chunk, steps = noise[:, 0], noise[:, 1:].clamp(-cfg.noise_limit, cfg.noise_limit)
         for i, rank in enumerate(reversed(range(cfg.executed_steps))):
             j = self._ranks(rank, chunk)
             if rank < cfg.finetuned_steps:
@@ -231,7 +232,7 @@ class DiffusionPolicy(Policy):
                 std = at(schedule.eval_std, j)
             else:
                 std = at(schedule.std, j).clamp_min(cfg.min_sampling_std)
-            after = center + std * noise[:, i + 1]
+            after = center + std * steps[:, i]
             yield rank, chunk, mean, after
             chunk = after
 

@@ -57,9 +57,13 @@ class GaussianPolicy(Policy):
         self.num_scored_steps = 1
         self.noise_shape = (config.prediction_horizon, spec.action_dim)
         self.normalizer = Normalizer(stats, config.obs_limit)
-        flat = config.prediction_horizon * spec.action_dim
-        self.actor = ResidualMLP(spec.obs_dim, config.hidden_dim, config.num_hidden, flat, config.activation)
+        self.actor = self.network(spec.obs_dim, config.prediction_horizon * spec.action_dim)
         self.log_std = nn.Parameter(torch.full((spec.action_dim,), config.init_std).log())
+
+    def network(self, obs_dim: int, out_dim: int) -> nn.Module:
+        """Make the MLP."""
+        cfg = self.config
+        return ResidualMLP(obs_dim, cfg.hidden_dim, cfg.num_hidden, out_dim, cfg.activation)
 
     def begin_finetuning(self) -> None:
         """Nothing to do: the cloned network is the one that is fine-tuned."""
@@ -126,3 +130,33 @@ class GaussianPolicy(Policy):
     def bc_loss(self, obs: Tensor, actions: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
         """Return the loss of pre-training, the same as that of imitation."""
         return self.il_loss(obs, actions, noise, uniform, "all")
+
+
+class DeterministicPolicy(GaussianPolicy):
+    """The mean alone, an MLP that is linear at its end and is cloned by squared error: ResiP's base without diffusion.
+
+    Source: Ankile et al. 2024 (ResiP). Differs: no dropout.
+    """
+
+    def network(self, obs_dim: int, out_dim: int) -> nn.Module:
+        """Make the MLP, whose blocks activate the sum."""
+        cfg = self.config
+        return ResidualMLP(obs_dim, cfg.hidden_dim, cfg.num_hidden, out_dim, cfg.activation, post_activation=True)
+
+    def mean(self, obs: Tensor) -> Tensor:
+        """Return chunks [N, H, A], normalised, for normalised observations [N, O]."""
+        return self.actor(obs).view(len(obs), *self.noise_shape)
+
+    def il_loss(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        noise: Tensor,
+        uniform: Tensor,
+        timesteps: Timesteps,
+        *,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the squared error, mean over dimensions."""
+        each = (self._mean(obs) - self.normalizer.action(actions)).square()
+        return each.mean() if weight is None else (weight * each.mean(dim=(1, 2))).mean()

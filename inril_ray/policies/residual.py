@@ -14,16 +14,19 @@ from torch import Tensor, nn
 from inril_ray.config import config
 from inril_ray.losses.imitation import gaussian_log_prob
 from inril_ray.policies.base import Action, Normalizer, Policy, Timesteps
+from inril_ray.policies.denoising import DDIMNoise
 from inril_ray.policies.diffusion import (
     DenoisingConfig,
     DiffusionConfig,
     DiffusionPolicy,
     DiffusionUNetConfig,
     DiffusionUNetPolicy,
+    EmbeddingDim,
 )
-from inril_ray.policies.gaussian import GaussianConfig, GaussianPolicy
-from inril_ray.policies.networks import ResidualActor
-from inril_ray.types import BoolArray, EnvSpec, FloatArray, NormalizerStats
+from inril_ray.policies.gaussian import DeterministicPolicy, GaussianConfig
+from inril_ray.policies.networks import Activation, ResidualActor
+from inril_ray.policies.unet import Film
+from inril_ray.types import EnvSpec, FloatArray, NormalizerStats
 
 
 @config
@@ -51,42 +54,66 @@ class ResidualDiffusionSettings(ResidualSettings):
     """Those of a correction of a diffusion policy."""
 
     warm_start: bool = True
-    """A plan begins from what is left of the last one, noised to the level of the second step."""
+    """A plan begins from what is left of the last one, zeros behind it and in a new episode, noised to the level of the
+    second step; otherwise from noise alone."""
 
     base: DenoisingConfig
 
 
+# The defaults of a base are those of a class of its own: a section that sets some of its keys keeps the others.
+@config
+class BaseMLPConfig(DiffusionConfig):
+    """A diffusion MLP that plans for a correction. Sizes suit Robomimic, sampling is ResiP's."""
+
+    prediction_horizon: PositiveInt = 8
+    ddim_steps: PositiveInt | None = 4
+    ddim_noise: DDIMNoise = "predicted"
+    finetuned_steps: PositiveInt = 4
+
+
+@config
+class BaseUNetConfig(DiffusionUNetConfig):
+    """ResiP's U-Net."""
+
+    prediction_horizon: PositiveInt = 32
+    ddim_steps: PositiveInt | None = 4
+    ddim_noise: DDIMNoise = "predicted"
+    finetuned_steps: PositiveInt = 4
+    widths: tuple[PositiveInt, ...] = (256, 512, 1024)
+    step_embedding_dim: EmbeddingDim = 256
+    group_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    film: Film = "shallow"
+
+
+@config
+class BaseDeterministicConfig(GaussianConfig):
+    """ResiP's MLP, without its dropout."""
+
+    prediction_horizon: PositiveInt = 8
+    hidden_dim: PositiveInt = 1024
+    num_hidden: PositiveInt = 11
+    activation: Activation = "relu"
+
+
 @config
 class ResidualMLPConfig(ResidualDiffusionSettings):
-    """A correction of a diffusion MLP. Its defaults suit Robomimic."""
+    """A correction of a diffusion MLP."""
 
-    base: DiffusionConfig = DiffusionConfig(
-        prediction_horizon=8, action_horizon=4, denoising_steps=20, ddim_steps=4, finetuned_steps=4
-    )
+    base: BaseMLPConfig = BaseMLPConfig()
 
 
 @config
 class ResidualUNetConfig(ResidualDiffusionSettings):
-    """A correction of a diffusion U-Net. Its defaults are ResiP's."""
+    """A correction of a diffusion U-Net."""
 
-    base: DiffusionUNetConfig = DiffusionUNetConfig(
-        prediction_horizon=32,
-        action_horizon=8,
-        denoising_steps=100,
-        ddim_steps=4,
-        finetuned_steps=4,
-        widths=(256, 512, 1024),
-        step_embedding_dim=256,
-        group_norm_eps=1e-5,
-        film="shallow",
-    )
+    base: BaseUNetConfig = BaseUNetConfig()
 
 
 @config
 class ResidualGaussianConfig(ResidualSettings):
-    """A correction of a deterministic MLP. Its defaults are ResiP's, without its dropout and with means within +-1."""
+    """A correction of a deterministic MLP."""
 
-    base: GaussianConfig = GaussianConfig(prediction_horizon=8, hidden_dim=1024, num_hidden=11, activation="relu")
+    base: BaseDeterministicConfig = BaseDeterministicConfig()
 
 
 class ResidualNormalizer(Normalizer):
@@ -169,22 +196,21 @@ class ResidualPolicy(Policy):
         }
 
     @torch.no_grad()
-    def plan(self, obs: FloatArray, noise: FloatArray, former: FloatArray, known: BoolArray) -> FloatArray:
+    def plan(self, obs: FloatArray, noise: FloatArray, former: FloatArray) -> FloatArray:
         """Return the base's chunks [n, H, A], normalised, sampled as in evaluation.
 
         Args:
             obs: [n, O].
             noise: [n, *noise_shape] standard normal.
-            former: [n, H, A] what is left of the last plans, in their first places.
-            known: [n] there is a last plan.
+            former: [n, H, A] what is left of the last plans, in their first places; zeros where there is nothing.
         """
         device = self.normalizer.obs_low.device
         normalized = self.base.normalizer.obs(torch.from_numpy(obs).to(device))
         limit = self.config.input_limit
-        return self._chunks(normalized.clamp(-limit, limit), noise, former, known).cpu().numpy()
+        return self._chunks(normalized.clamp(-limit, limit), noise, former).cpu().numpy()
 
     @abstractmethod
-    def _chunks(self, obs: Tensor, noise: FloatArray, former: FloatArray, known: BoolArray) -> Tensor:
+    def _chunks(self, obs: Tensor, noise: FloatArray, former: FloatArray) -> Tensor:
         """Return the base's chunks [n, H, A], normalised, for normalised observations; see :meth:`plan`."""
 
     # -- the correction -----------------------------------------------------------------------------------------------
@@ -238,7 +264,7 @@ class ResidualPolicy(Policy):
         Source: IN-RIL figure 7, where the networks are not separated.
         """
         former = np.zeros((len(obs), *self.plan_shapes["chunk_shape"]), np.float32)
-        plan = self.plan(obs.cpu().numpy(), noise.cpu().numpy(), former, np.zeros(len(obs), bool))
+        plan = self.plan(obs.cpu().numpy(), noise.cpu().numpy(), former)
         base = torch.from_numpy(plan[:, 0]).to(obs.device)
         missing = (self.normalizer.action(actions[:, 0]) - base) / self.config.scale
         return (self.correction(self.normalizer.obs(torch.cat([obs, base], dim=1))) - missing).square().mean()
@@ -252,28 +278,24 @@ class ResidualDiffusionPolicy(ResidualPolicy):
     config: ResidualDiffusionSettings
     base: DiffusionPolicy
 
-    def _chunks(self, obs: Tensor, noise: FloatArray, former: FloatArray, known: BoolArray) -> Tensor:
-        start = torch.tensor(noise, device=obs.device)  # a copy: its first part may be replaced
-        if self.config.warm_start and known.any():
+    def _chunks(self, obs: Tensor, noise: FloatArray, former: FloatArray) -> Tensor:
+        start = torch.tensor(noise, device=obs.device)  # a copy: its first part is replaced
+        if self.config.warm_start:
             schedule = self.base.schedule
             level = schedule.levels[max(0, self.config.base.executed_steps - 2)]
-            last = torch.from_numpy(np.ascontiguousarray(former)).to(obs.device)
-            warm = schedule.add_noise(last, start[:, 0], level.repeat(len(last)))
-            start[:, 0] = torch.where(torch.from_numpy(known).to(obs.device)[:, None, None], warm, start[:, 0])
+            left = torch.from_numpy(np.ascontiguousarray(former)).to(obs.device)
+            start[:, 0] = schedule.add_noise(left, start[:, 0], level.repeat(len(left)))
         return self.base.denoise(obs, start, deterministic=True)
 
 
 class ResidualGaussianPolicy(ResidualPolicy):
-    """A correction of a deterministic MLP; see :class:`ResidualPolicy`.
-
-    Imitation is the likelihood under a constant deviation, that is the squared error of the mean.
-    """
+    """A correction of a deterministic MLP; see :class:`ResidualPolicy`."""
 
     Config = ResidualGaussianConfig
-    Base = GaussianPolicy
-    base: GaussianPolicy
+    Base = DeterministicPolicy
+    base: DeterministicPolicy
 
-    def _chunks(self, obs: Tensor, noise: FloatArray, former: FloatArray, known: BoolArray) -> Tensor:
+    def _chunks(self, obs: Tensor, noise: FloatArray, former: FloatArray) -> Tensor:
         return self.base.mean(obs)
 
 

@@ -115,9 +115,14 @@ class AdaptiveSchedule(Schedule):
 def break_even(
     rho: float, norm_il: float, norm_rl: float, variance_il: float, context: IterationContext, settings: AdaptiveConfig
 ) -> float:
-    """Return the m at which RL makes good, to first order, what one imitation iteration costs the RL loss.
+    """Return the m at which RL makes good what one imitation iteration costs the RL loss, 0 where it costs nothing.
 
-    Source: IN-RIL appendix E, the equation above its closed form; with learning rates eta = c / L.
+    With L_R smoothness, c = learning rate x L and r = L_R / L_I, the descent lemma bounds the cost of an imitation step
+    by eta_I rho |g_I| |g_R| + L_R/2 eta_I^2 (|g_I|^2 + sigma_I^2 / N) and the gain of an RL step from below by
+    (1 - c_R/2) eta_R |g_R|^2; both are equalities for a quadratic RL loss.
+
+    Source: IN-RIL appendix E, the equation above its closed form. Differs: c_R = r c_I eta_R / eta_I is at most 1. What
+    the configured r and c_I say beyond it would be that RL's own learning rate does not descend.
 
     Args:
         rho: -cos(g_IL, g_RL).
@@ -127,10 +132,11 @@ def break_even(
         context: gradient steps and learning rates.
         settings: c_I and r.
     """
-    opposition = max(0.0, rho) * norm_il * norm_rl
-    noise = 0.5 * settings.smoothness_ratio * settings.c_il * variance_il
-    cost = context.il_steps * context.il_lr * (opposition + noise)
-    return cost / (context.rl_steps * context.rl_lr * norm_rl**2)
+    smoothness = settings.smoothness_ratio * settings.c_il  # L_R eta_I
+    cost = max(0.0, rho * norm_il * norm_rl + 0.5 * smoothness * (norm_il**2 + variance_il))
+    c_rl = min(1.0, smoothness * context.rl_lr / context.il_lr)
+    gain = (1.0 - 0.5 * c_rl) * norm_rl**2
+    return context.il_steps * context.il_lr * cost / (context.rl_steps * context.rl_lr * gain)
 
 
 def paper_sqrt(rho: float, norm_il: float, norm_rl: float, kappa: float) -> float:

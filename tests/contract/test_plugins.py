@@ -208,7 +208,7 @@ def test_cloning_trains_what_fine_tuning_starts_from(name: str) -> None:
             return policy.act(torch.randn(4, 3), torch.randn(4, *policy.noise_shape), deterministic=True).chunk
         noise = np.random.default_rng(0).normal(size=(4, *policy.plan_shapes["noise_shape"])).astype(np.float32)
         former = np.zeros((4, *policy.plan_shapes["chunk_shape"]), np.float32)
-        return torch.from_numpy(policy.plan(np.ones((4, 3), np.float32), noise, former, np.zeros(4, bool)))
+        return torch.from_numpy(policy.plan(np.ones((4, 3), np.float32), noise, former))
 
     windows, target = torch.randn(4, length, 2), torch.randn(4, length, 2)
     policy.bc_loss(torch.randn(4, 3), windows, target, torch.rand(4)).backward()

@@ -80,26 +80,36 @@ def test_ddim_in_all_steps_with_full_noise_is_ddpm():
         torch.testing.assert_close(getattr(ddim, name), getattr(ddpm, name), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("rule", ["recomputed", "predicted"])
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("noise", [0.4, 30.0])  # the second makes clipping bite
-def test_ddim_mean_is_the_written_formula(deterministic, noise):
-    schedule, eta = DenoisingSchedule(100, 5), 1.0 - deterministic
+def test_ddim_mean_is_the_written_formula(rule, deterministic, noise):
+    schedule, eta = DenoisingSchedule(100, 5, rule), 1.0 - deterministic
     every_alpha_bar = np.cumprod(1 - cosine_betas(100).numpy())
     for j in range(5):
         alpha_bar = every_alpha_bar[20 * j]
         previous = every_alpha_bar[20 * (j - 1)] if j else 1.0
         x = 0.3
         clean = np.clip((x - np.sqrt(1 - alpha_bar) * noise) / np.sqrt(alpha_bar), -1, 1)
-        again = (x - np.sqrt(alpha_bar) * clean) / np.sqrt(1 - alpha_bar)
+        left = noise if rule == "predicted" else (x - np.sqrt(alpha_bar) * clean) / np.sqrt(1 - alpha_bar)
         sigma = max(eta * np.sqrt((1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)), 1e-10)
-        expected = np.sqrt(previous) * clean + np.sqrt(max(1 - previous - sigma**2, 0)) * again
+        expected = np.sqrt(previous) * clean + np.sqrt(max(1 - previous - sigma**2, 0)) * left
         chunk, predicted = torch.full((1, 1, 1), x), torch.full((1, 1, 1), noise)
         mean = schedule.posterior_mean(chunk, predicted, torch.tensor([j]), 1.0, deterministic=deterministic)
-        assert mean.item() == pytest.approx(expected, abs=1e-6)
+        assert mean.item() == pytest.approx(expected, abs=1e-6 * max(1.0, noise))
 
 
-def test_ddim_without_noise_recovers_the_clean_chunk_from_the_true_noise():
-    schedule, generator = DenoisingSchedule(100, 5), torch.Generator().manual_seed(0)
+@pytest.mark.parametrize(("rule", "expected"), [("predicted", 0.692), ("recomputed", 1.572)])
+def test_the_rules_of_ddim_part_where_the_clean_action_is_clipped(rule, expected):
+    """At level 75 of 100, from 1.5 without predicted noise, the clean action is clipped to 1."""
+    schedule, one = DenoisingSchedule(100, 4, rule), torch.ones(1, 1, 1)
+    mean = schedule.posterior_mean(1.5 * one, 0.0 * one, torch.tensor([3]), 1.0, deterministic=True)
+    assert mean.item() == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.parametrize("rule", ["recomputed", "predicted"])
+def test_ddim_without_noise_recovers_the_clean_chunk_from_the_true_noise(rule):
+    schedule, generator = DenoisingSchedule(100, 5, rule), torch.Generator().manual_seed(0)
     clean = torch.rand(6, 4, 2, generator=generator) * 1.8 - 0.9
     noise = torch.randn(6, 4, 2, generator=generator)
     chunk = schedule.add_noise(clean, noise, torch.full((6,), 80))

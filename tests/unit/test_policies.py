@@ -216,6 +216,30 @@ def test_evaluation_with_ddim_reaches_the_chunk_that_the_networks_point_to():
     torch.testing.assert_close(chunk, clean.expand(9, 4, 2), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("network", ["mlp", "unet"])
+@pytest.mark.parametrize("rule", ["recomputed", "predicted"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_chain_of_ddim_is_the_written_one_where_actions_are_clipped(network, rule, deterministic):
+    policy = diffusion(network, "ddim", ddim_noise=rule, min_sampling_std=0.1).double()
+    obs, noise = (2.0 * x.double() for x in random_inputs(policy))
+    seen, alpha_bar = policy.normalizer.obs(obs), np.cumprod(1 - cosine_betas(7).numpy())[[0, 2, 4]]
+    x, clipped = noise[:, 0].numpy(), []
+    for i, rank in enumerate((2, 1, 0)):
+        now, after = alpha_bar[rank], alpha_bar[rank - 1] if rank else 1.0
+        predictor = policy.actor if rank < 2 else policy.base  # two of three steps are fine-tuned
+        eps = predictor(torch.from_numpy(x), torch.full((9,), 2 * rank), seen).detach().numpy()
+        clean = (x - np.sqrt(1 - now) * eps) / np.sqrt(now)
+        clipped.append((abs(clean) > 1).mean())
+        clean = clean.clip(-1, 1)
+        sigma = 0.0 if deterministic else np.sqrt((1 - after) / (1 - now) * (1 - now / after))
+        left = eps if rule == "predicted" else (x - np.sqrt(now) * clean) / np.sqrt(1 - now)
+        x = np.sqrt(after) * clean + np.sqrt(max(1 - after - sigma**2, 0.0)) * left
+        x = x + (0.0 if deterministic else max(sigma, 0.1)) * noise[:, i + 1].numpy().clip(-3, 3)
+    assert max(clipped) > 0.2
+    chain = policy.act(obs, noise, deterministic=deterministic).chain
+    np.testing.assert_allclose(chain[:, -1].numpy(), x, atol=1e-6)
+
+
 def test_ddim_adds_noise_in_training_with_a_floor_and_none_in_evaluation():
     policy = diffusion("mlp", "ddim", min_sampling_std=0.04)
     obs, noise = random_inputs(policy)
@@ -479,8 +503,11 @@ def test_every_denoising_step_can_be_finetuned(steps):
     policy = tiny_policy(denoising_steps=steps, finetuned_steps=steps)
     assert isinstance(policy, DiffusionPolicy)
     obs, noise = random_inputs(policy)
+    noise[0] = 5.0
     action = policy.act(obs, noise, deterministic=False)
-    torch.testing.assert_close(action.chain[:, 0], noise[:, 0].clamp(-3, 3))
+    torch.testing.assert_close(action.chain[:, 0], noise[:, 0], msg="what a chunk starts from is not clipped")
+    again = policy.act(obs, torch.cat([noise[:, :1], noise[:, 1:].clamp(-3, 3)], dim=1), deterministic=False)
+    torch.testing.assert_close(again.chunk, action.chunk, msg="the noise of steps is")
     torch.testing.assert_close(policy.log_prob(*flattened(action, obs)), action.log_probs.flatten(), rtol=0, atol=1e-5)
     assert fake_spec().action_dim == action.chunk.shape[-1]
 

@@ -71,6 +71,34 @@ def test_the_optimiser_follows_the_learning_rate(store, monkeypatch):
     assert used == [(learning_rate(config, e), 0.25) for e in range(6) for _ in range(2)]
 
 
+@pytest.mark.parametrize("batches", [1, 2, 5, 8])
+def test_an_epoch_may_have_a_number_of_batches(store, monkeypatch, batches):
+    """32 windows in batches of 16: two make a pass, and each pass is a permutation of its own."""
+    seen, rates, windows = [], [], store.windows
+    monkeypatch.setattr(store, "windows", lambda index: seen.append(np.array(index)) or windows(index))
+    record_steps(monkeypatch, lambda optimizer: rates.append(optimizer.param_groups[0]["lr"]))
+    config = PretrainConfig(num_epochs=3, warmup_epochs=2, batch_size=16, batches_per_epoch=batches)
+    pretrain(fresh_policy(store), store, config, seed=0, device=CPU)
+    assert rates == [learning_rate(config, epoch) for epoch in range(3) for _ in range(batches)]
+    passes = [np.concatenate(seen[i : i + 2]) for i in range(0, batches - 1, 2)]
+    assert all(sorted(p) == list(range(32)) for p in passes)
+    assert len({tuple(p) for p in passes}) == len(passes)
+
+
+def test_the_average_may_be_left_out_and_starts_with_dppo_s_twentieth_epoch(store, monkeypatch):
+    seen = []
+    policy = fresh_policy(store)
+    record_steps(monkeypatch, lambda optimizer: seen.append(flat(policy.base)))
+    config = PretrainConfig(num_epochs=3, batch_size=1000, lr=0.01, warmup_epochs=0, ema_decay=0.0, ema_every=1)
+    pretrain(policy, store, config, seed=0, device=CPU)
+    assert torch.equal(flat(policy.base), seen[-1])
+    policy, seen = fresh_policy(store), []
+    config = PretrainConfig(num_epochs=20, batch_size=1000, lr=0.01, warmup_epochs=0, ema_every=1)
+    pretrain(policy, store, config, seed=0, device=CPU)
+    expected = 0.995 * seen[18].double() + 0.005 * seen[19].double()  # DPPO counts epochs from 1 and copies below 20
+    torch.testing.assert_close(flat(policy.base).double(), expected, rtol=0, atol=1e-7)
+
+
 # -- averaged weights -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("every", "start"), [(1, 0), (2, 0), (1, 3), (3, 4)])
 def test_the_start_of_fine_tuning_is_the_averaged_network(store, monkeypatch, every, start):

@@ -11,10 +11,10 @@ import torch
 
 from inril_ray.envs.base_actions import BaseActions
 from inril_ray.policies import POLICIES
+from inril_ray.policies.denoising import cosine_betas
 from inril_ray.registry import resolve
 from inril_ray.rollout import decision_env
 from tests.fakes import (
-    TINY_POLICY,
     FakeEnv,
     fake_spec,
     tiny_algorithm,
@@ -65,26 +65,33 @@ def test_observations_are_clipped_and_base_actions_are_not(policy):
     assert seen[0, 3:].tolist() == [7.0, -8.0]
 
 
-def unclipped(**settings):
-    """An untrained base predicts chunks far outside of the range, where all look alike."""
-    base = {**TINY_POLICY["residual_mlp"]["base"], "clip_denoised": 1e3}
-    return tiny_policy("residual_mlp", base=base, **settings)
+def written_chain(policy, chunk: np.ndarray, obs: np.ndarray) -> np.ndarray:
+    """The steps of diffusers' DDIM without noise, from networks of float64."""
+    cfg = policy.config.base
+    alpha_bar = np.cumprod(1 - cosine_betas(cfg.denoising_steps).numpy())
+    stride = cfg.denoising_steps // cfg.ddim_steps
+    seen = torch.from_numpy(2 * (obs + 1.0) / (3.0 + 1e-6) - 1).clamp(-3, 3)
+    for level in range((cfg.ddim_steps - 1) * stride, -1, -stride):
+        now, after = alpha_bar[level], alpha_bar[level - stride] if level else 1.0
+        step = torch.full((len(chunk),), level)
+        noise = policy.base.actor(torch.from_numpy(chunk), step, seen).detach().numpy()
+        clean = np.clip((chunk - np.sqrt(1 - now) * noise) / np.sqrt(now), -1, 1)
+        chunk = np.sqrt(after) * clean + np.sqrt(1 - after) * noise
+    return chunk
 
 
-def test_a_plan_begins_from_what_is_left_of_the_last():
-    policy = unclipped()
-    obs, noise = np.ones((2, 3), np.float32), np.zeros((2, *policy.base.noise_shape), np.float32)
-    former = np.full((2, 4, 2), 0.9, np.float32)
-    plans = [policy.plan(obs, noise, former, np.array([known, False])) for known in (True, False)]
-    assert not np.allclose(plans[0][0], plans[1][0])
-    np.testing.assert_array_equal(plans[0][1], plans[1][1])
-    level = policy.base.schedule.levels[1]
-    start = policy.base.schedule.add_noise(torch.from_numpy(former[:1]), torch.zeros(1, 4, 2), level[None])
-    expected = np.array(noise[:1])
-    expected[:, 0] = start
-    np.testing.assert_allclose(plans[0][:1], policy.plan(obs[:1], expected, former[:1], np.array([False])), rtol=1e-5)
-    cold = unclipped(warm_start=False)
-    np.testing.assert_array_equal(*(cold.plan(obs, noise, former, np.full(2, k)) for k in (True, False)))
+@pytest.mark.parametrize("name", ["residual_mlp", "residual_unet"])
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_plan_is_resip_s_chain_from_the_last_plan_noised_to_the_second_level(name, warm):
+    """Chunks of an untrained base are clipped nearly everywhere; the warm start is at level 1 of the ranks 2, 1, 0."""
+    policy = tiny_policy(name, warm_start=warm).double()
+    rng, base = np.random.default_rng(0), policy.config.base
+    obs, former = rng.normal(size=(5, 3)), rng.uniform(-1, 1, (5, 4, 2))
+    former[3:] = 0.0  # a new episode
+    noise = rng.normal(size=(5, *policy.base.noise_shape))
+    level = np.cumprod(1 - cosine_betas(base.denoising_steps).numpy())[base.denoising_steps // base.ddim_steps]
+    start = np.sqrt(level) * former + np.sqrt(1 - level) * noise[:, 0] if warm else noise[:, 0]
+    np.testing.assert_allclose(policy.plan(obs, noise, former), written_chain(policy, start, obs), atol=1e-6)
 
 
 # -- base actions as part of the environment --------------------------------------------------------------------------
@@ -93,9 +100,11 @@ class Counting:
 
     def __init__(self) -> None:
         self.asked: list[list[float]] = []
+        self.former: list[list[float]] = []
 
-    def __call__(self, obs, noise, former, known):
+    def __call__(self, obs, noise, former):
         self.asked.append(obs[:, 2].tolist())
+        self.former.append(former[0, :, 0].tolist())
         at = np.arange(4, dtype=np.float32)[None, :, None]
         return np.broadcast_to(100 * obs[:, None, 2:3] + at, (len(obs), 4, 2)).astype(np.float32)
 
@@ -117,6 +126,34 @@ def test_chunks_are_used_up_to_their_action_horizon_and_dropped_at_ends():
     assert clock == [0, 1, 2, 3, 4, 0, 1, 2], "an episode has five steps"
     assert [round(float(r[0, 3])) for r in rows] == [0, 1, 40, 41, 80, 0, 1, 40]
     assert len(plan.asked) == 5, "at the steps 0, 2 and 4 of the first episode and 0 and 2 of the next"
+
+
+def test_a_plan_gets_what_is_left_of_the_last_one_and_zeros():
+    env, plan = wrapped()
+    env.reset()
+    for _ in range(7):
+        env.step(np.zeros((2, 1, 2), np.float32))
+    left = [[round(x) for x in row] for row in plan.former]
+    assert left == [[0, 0, 0, 0], [2, 3, 0, 0], [42, 43, 0, 0], [0, 0, 0, 0], [2, 3, 0, 0]]
+    env, plan = wrapped(replan_every=4)
+    env.reset()
+    for _ in range(4):
+        env.step(np.zeros((2, 1, 2), np.float32))
+    assert plan.former == [[0, 0, 0, 0]] * 2, "nothing is left of a plan that is used up"
+
+
+def test_what_is_left_is_saved():
+    states = []
+    for stop in (3, None):  # interrupted in the middle of a chunk, or not
+        env, plan = wrapped()
+        env.reset()
+        for t in range(4):
+            if t == stop:
+                state, (env, plan) = env.get_state(), wrapped()
+                env.set_state(state)
+            env.step(np.zeros((2, 1, 2), np.float32))
+        states.append(plan.former[-1])
+    assert states[0] == states[1] != [0, 0, 0, 0]
 
 
 def test_the_final_observation_comes_with_the_action_that_would_have_followed():
@@ -184,7 +221,7 @@ def weights(module) -> torch.Tensor:
 
 
 def test_reinforcement_leaves_the_base_alone_and_imitation_the_correction():
-    learner = tiny_learner("residual_ppo", schedule="rl_only")
+    learner = tiny_learner("residual_ppo", schedule="rl_only", rl={"lr_warmup_iterations": 0})
     learner.begin()
     base, correction = weights(learner.policy.base), weights(learner.policy.correction)
     row = learner.learn(rollout_of(learner.policy), fresh_start=True)
@@ -230,7 +267,7 @@ def test_naive_interleaving_trains_the_correction_by_imitation_too():
 
 def test_the_correction_imitates_what_the_base_misses(policy):
     obs, actions, noise = torch.randn(5, 3), torch.randn(5, 3, 2), torch.randn(5, *policy.base.noise_shape)
-    base = policy.plan(obs.numpy(), noise.numpy(), np.zeros((5, 3, 2), np.float32), np.zeros(5, bool))[:, 0]
+    base = policy.plan(obs.numpy(), noise.numpy(), np.zeros((5, 4, 2), np.float32))[:, 0]
     missing = (policy.normalizer.action(actions[:, 0]) - torch.from_numpy(base)) / 0.1
     torch.testing.assert_close(policy.correction_il_loss(obs, actions, noise), missing.square().mean())
 
@@ -238,11 +275,12 @@ def test_the_correction_imitates_what_the_base_misses(policy):
 def test_a_deterministic_base_plans_its_mean():
     policy = tiny_policy("residual_gaussian", base={"prediction_horizon": 3, "hidden_dim": 8})
     obs = torch.randn(4, 3)
-    plan = policy.plan(
-        obs.numpy(), np.zeros((4, *policy.base.noise_shape)), np.zeros((4, 3, 2), np.float32), np.ones(4, bool)
-    )
-    expected = policy.base.act(obs, torch.zeros(4, *policy.base.noise_shape), deterministic=True).chain[:, -1]
-    torch.testing.assert_close(torch.from_numpy(plan), expected)
+    plan = policy.plan(obs.numpy(), np.zeros((4, *policy.base.noise_shape)), np.zeros((4, 3, 2), np.float32))
+    seen = policy.base.normalizer.obs(obs)
+    torch.testing.assert_close(torch.from_numpy(plan), policy.base.actor(seen).view(4, 3, 2), msg="no tanh")
+    actions = torch.randn(4, 3, 2)
+    error = (policy.base.normalizer.action(actions) - policy.base.actor(seen).view(4, 3, 2)).square().mean()
+    torch.testing.assert_close(policy.bc_loss(obs, actions, actions, torch.rand(4)), error, msg="ResiP's loss")
 
 
 def test_the_deterministic_base_has_the_size_of_resip():
@@ -280,17 +318,16 @@ def test_the_kl_target_ends_the_epochs_after_the_step_that_passed_it():
     assert all(kl <= 1e-3 for kl in seen[:-1])
 
 
-def test_learning_rates_rise_and_fall_to_zero():
+def test_learning_rates_are_resip_s():
+    """diffusers' cosine schedule, stepped once an iteration: the actor's begins with 0, neither ends with it."""
     algorithm = tiny_algorithm("residual_ppo", lr_decay_iterations=20, actor_lr=1.0, critic_lr=2.0)
     actor = [algorithm.actor_lr(i) for i in range(21)]
-    assert actor[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert actor[20] == pytest.approx(0.0, abs=1e-9)
-    assert all(a >= b for a, b in zip(actor[5:], actor[6:], strict=False))
-    assert algorithm.critic_lr(0) == 2.0
-    assert algorithm.critic_lr(20) == pytest.approx(0.0, abs=1e-9)
-    of_the_run = tiny_algorithm("residual_ppo")  # without a number it ends with the run, of 100 iterations here
-    assert of_the_run.actor_lr(99) == pytest.approx(0.0, abs=1e-9)
-    assert of_the_run.actor_lr(50) > 1e-4
+    assert actor[:6] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert actor[5:] == pytest.approx([0.5 * (1 + np.cos(np.pi * i / 15)) for i in range(16)])
+    assert [algorithm.critic_lr(i) for i in (0, 10)] == pytest.approx([2.0, 1.0])
+    of_the_run = tiny_algorithm("residual_ppo", actor_lr=1.0, critic_lr=1.0)  # of 100 iterations here
+    assert of_the_run.actor_lr(99) == pytest.approx(0.5 * (1 + np.cos(np.pi * 94 / 95)), rel=1e-6)
+    assert of_the_run.critic_lr(99) == pytest.approx(0.5 * (1 + np.cos(np.pi * 0.99)), rel=1e-6)
 
 
 def test_time_limits_end_or_bootstrap_as_asked(policy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 
 from inril_ray.config import build
@@ -114,15 +115,36 @@ def test_paper_sqrt_falls_with_opposition_and_break_even_rises():
 
 def test_break_even_by_hand():
     settings = AdaptiveConfig(c_il=0.2, smoothness_ratio=3.0)
-    where = context(rl_steps=5, il_steps=20, rl_lr=2e-3, il_lr=1e-3)
-    # 20 (1e-3 * 0.5 * 4 * 2 + 0.5 * 3 * 0.2 * 1e-3 * 10) / (5 * 2e-3 * 4) = 20 * 7e-3 / 0.04
-    assert break_even(0.5, 4.0, 2.0, 10.0, where, settings) == pytest.approx(3.5)
-    assert break_even(-0.5, 4.0, 2.0, 10.0, where, settings) == pytest.approx(1.5)
+    where = context(rl_steps=5, il_steps=20, rl_lr=1e-3, il_lr=2e-3)
+    # c_R = 3 * 0.2 / 2; 20 * 2e-3 (0.5 * 4 * 2 + 0.5 * 3 * 0.2 (16 + 10)) / (5 * 1e-3 * (1 - 0.15) * 4)
+    assert break_even(0.5, 4.0, 2.0, 10.0, where, settings) == pytest.approx(0.04 * 11.8 / (0.005 * 0.85 * 4))
+    assert break_even(-0.5, 4.0, 2.0, 10.0, where, settings) == pytest.approx(0.04 * 3.8 / (0.005 * 0.85 * 4))
+    # A larger rate of RL: c_R stops at 1.
+    where = context(rl_lr=1.0, il_lr=1e-3)
+    assert break_even(0.5, 4.0, 2.0, 10.0, where, settings) == pytest.approx(1e-3 * 11.8 / (0.5 * 4))
 
 
-@pytest.mark.parametrize("rho", [0.0, -0.01, -1.0])
-def test_break_even_without_opposition_and_noise_is_one(rho):
-    assert break_even(rho, 1.0, 2.0, 0.0, context(), AdaptiveConfig()) == 0.0
+@pytest.mark.parametrize("angle", [0.0, 0.7, 1.5, 2.4, math.pi])
+def test_break_even_of_a_quadratic_is_what_steps_cost_and_gain(angle):
+    """Losses before and after real steps: an imitation gradient at an angle to RL's, with noise of two outcomes."""
+    smooth, eta_rl, eta_il, x = 2.0, 0.3, 0.05, np.array([1.5, 0.0])
+    loss, g_rl = lambda at: 0.5 * smooth * float(at @ at), smooth * x
+    g_il, noise = 4.0 * np.array([math.cos(angle), math.sin(angle)]), np.array([0.4, -2.0])
+    cost = np.mean([loss(x - eta_il * (g_il + sign * noise)) for sign in (-1, 1)]) - loss(x)
+    gain = loss(x) - loss(x - eta_rl * g_rl)
+    settings = AdaptiveConfig(c_il=0.25, smoothness_ratio=smooth / (0.25 / eta_il))
+    m = break_even(
+        -math.cos(angle), 4.0, float(np.linalg.norm(g_rl)), float(noise @ noise),
+        context(rl_steps=7, il_steps=3, rl_lr=eta_rl, il_lr=eta_il), settings,
+    )  # fmt: skip
+    assert m == pytest.approx(max(0.0, 3 * cost / (7 * gain)))
+    assert (m > 0) == (angle > 1.0)
+
+
+@pytest.mark.parametrize("rho", [-0.05, -0.1, -1.0])
+def test_break_even_of_gradients_that_agree_more_than_the_step_overshoots_is_one(rho):
+    # A step of 0.1 / L overshoots by 0.1/2 |g_I|^2.
+    assert break_even(rho, 1.0, 1.0, 0.0, context(), AdaptiveConfig()) == pytest.approx(0.0, abs=1e-12)
     assert decided(1, relation(rho)) == 1
     assert decided(2, relation(rho)) == 1
 
@@ -142,7 +164,7 @@ def test_rules_don_t_depend_on_the_scale_of_both_losses(rule, scale):
 def test_the_noise_of_imitation_asks_for_more_reinforcement():
     quiet, loud = relation(0.5, 1.0, 2.0, variance_il=1.0), relation(0.5, 1.0, 2.0, variance_il=200.0)
     assert decided(3, quiet) == 2
-    assert decided(3, loud) == 3  # (0.5 * 2 + 0.5 * 0.1 * 200) / 4 = 2.75
+    assert decided(3, loud) == 3  # (0.5 * 2 + 0.5 * 0.1 * 201) / (0.95 * 4) = 2.91
     # kappa = 0.5e-3 * 200 = 0.1 of a denominator of 1: 2 / sqrt(0.9)
     schedule = AdaptiveSchedule(3, AdaptiveConfig(rule="paper_sqrt"))
     schedule.observe(loud, context())
@@ -175,12 +197,12 @@ def test_m_keeps_to_bounds_of_its_own():
 
 
 def test_m_reaches_a_distant_target_in_several_cycles():
-    schedule, found, seen, done = AdaptiveSchedule(3), relation(1.0, norm_il=40.0), [], 0
+    schedule, found, seen, done = AdaptiveSchedule(3), relation(1.0, norm_il=20.0), [], 0
     for _ in range(6):
         done += schedule.every
         schedule.observe(found, context(done))
         seen.append(schedule.every)
-    assert seen == [6, 12, 24, 40, 40, 40]
+    assert seen == [6, 12, 24, 42, 42, 42]  # (20 + 0.5 * 0.1 * 400) / 0.95
 
 
 @pytest.mark.parametrize("rule", ["break_even", "paper_sqrt"])
