@@ -29,8 +29,8 @@ class Backend(Protocol):
         """Collect, learn, publish; return metrics."""
         ...
 
-    def evaluate(self, num_episodes: int) -> EpisodeStats:
-        """Evaluate the current policy; episodes come in a fixed order."""
+    def evaluate(self, num_episodes: int, *, alone: bool = False) -> EpisodeStats:
+        """Evaluate what acts, or the policy alone where critics have a say in that; episodes come in a fixed order."""
         ...
 
     def policy_state(self) -> dict[str, Any]:
@@ -116,10 +116,10 @@ class LocalBackend:
         self._publish(everything=False)
         return metrics | {"rollout_s": waited, "worker_restarts": 0.0}
 
-    def evaluate(self, num_episodes: int) -> EpisodeStats:
-        """Evaluate the current policy."""
+    def evaluate(self, num_episodes: int, *, alone: bool = False) -> EpisodeStats:
+        """Evaluate what acts, or the policy alone."""
         with torch_threads(1):
-            return self.worker.evaluate(num_episodes)
+            return self.worker.evaluate(num_episodes, alone=alone)
 
     def policy_state(self) -> dict[str, Any]:
         """Return all weights of the policy."""

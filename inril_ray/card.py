@@ -85,7 +85,13 @@ def _words(config: ExperimentConfig, summary: Mapping[str, Any], evaluations: Ma
         "",
         f"## Evaluation ({measure_of(final).interval}; initial states are disjoint from those of training)",
         "",
+        *([measure_of(final).definition, ""] if measure_of(final).rule else []),
         f"- Cloned: {score_text(base)}, {base['eval_episodes']:.0f} episodes",
+        *(
+            [f"- Cloned, with critics choosing that have learned nothing yet: {score_text(summary['untrained'])}"]
+            if summary.get("untrained")
+            else []
+        ),
         f"- Fine-tuned: {score_text(final)}, {final['eval_episodes']:.0f} episodes",
         *(f"- {name}: {sentence}" for name, sentence in evaluations.items()),
         "",

@@ -147,7 +147,13 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--held-out", type=int, help="of them in robomimic's mask `valid` (default: 2 of ten or more)")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--max-steps", type=int, metavar="N", help="longest episode (default: the task's limit)")
-    make.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="quality, for example noise=0.3")
+    make.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="quality, such as noise=0.3, or env.semantics=v141",
+    )
     make.set_defaults(command=_demos_make)
     inspect = kinds.add_parser("inspect", help="print episodes, lengths, dimensions, returns, warnings")
     inspect.add_argument("file", type=Path)
@@ -267,10 +273,10 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from inril_ray import envs
-    from inril_ray.checkpoint import complete, load_module
+    from inril_ray.checkpoint import complete
     from inril_ray.config import merge
     from inril_ray.evaluate import evaluation_metrics
-    from inril_ray.experiment import WorkerParts, build_policy, load_config, resolved, task_spec
+    from inril_ray.experiment import WorkerParts, acting_with, load_config, resolved, task_spec
     from inril_ray.media import config_fps, film, write_video
     from inril_ray.run_dir import read_acting, read_config, read_pretrained
     from inril_ray.session import BEST
@@ -294,9 +300,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         weights = read_acting(arguments.run, BEST if arguments.policy == "best" else "checkpoints")
     small = merge(resolved(config), {"rollout": {"num_envs": 1}})
     parts = WorkerParts(load_config([small]), 0, 1)
-    if arguments.policy == "base":
-        parts.policy = build_policy(config, task_spec(config)).eval()  # alone, without critics that choose
-    load_module(parts.policy, weights)
+    parts.policy = acting_with(config, weights)
     with torch_threads(1):
         metrics = evaluation_metrics(parts.evaluate(arguments.episodes), task_spec(config))
     result = f"{score_text(metrics)}, {arguments.episodes} episodes"
@@ -363,20 +367,24 @@ def _chaos(arguments: argparse.Namespace) -> None:
 
 
 def _demos_make(arguments: argparse.Namespace) -> None:
-    from inril_ray.config import parse_overrides
+    from inril_ray.config import build, parse_overrides
+    from inril_ray.envs.base import EnvConfig
     from inril_ray.record import can_hold_out, record
 
     held_out = arguments.held_out
     if held_out is None:
         held_out = 2 if can_hold_out(arguments.task) and arguments.num >= 10 else 0
+    quality = parse_overrides(arguments.set)
+    options = build(EnvConfig, quality.pop("env", {}), "env")
     result = record(
         arguments.task,
         arguments.out,
         num_demos=arguments.num,
         seed=arguments.seed,
         held_out=held_out,
-        quality=parse_overrides(arguments.set),
+        quality=quality,
         max_steps=arguments.max_steps,
+        config=options,
     )
     line = (
         f"{arguments.out}: {arguments.num} episodes, mean length {result['mean_length']:.0f} steps, mean return "

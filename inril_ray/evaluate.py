@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.policies.base import Policy
 from inril_ray.rollout import ActionNoise
 from inril_ray.statistics import mean_estimate, rate
-from inril_ray.types import EnvSpec, EpisodeStats, InrilError
+from inril_ray.types import EnvSpec, EpisodeStats, InrilError, SuccessRule
 
 
 @config
@@ -78,7 +79,7 @@ class Evaluator:
                 obs = self.env.step(action.chunk.cpu().numpy()).obs
                 ended = self.env.pop_episodes()
                 for k, index in enumerate(ended.envs):
-                    found.setdefault(int(index), _row(ended, k))
+                    found.setdefault(int(index), ended.rows([k]))
                 if all(i in found for i in wanted):
                     break
             missing = [int(i) for i in wanted if int(i) not in found]
@@ -87,32 +88,11 @@ class Evaluator:
             # Environments restarted in the meantime; the next round must begin with the same episode for all.
             sim.episode[:] = first // self.total_envs
             parts.append(EpisodeStats.concatenate([found[int(i)] for i in wanted]))
-        return EpisodeStats.concatenate(parts) if parts else _none()
-
-
-def _row(stats: EpisodeStats, k: int) -> EpisodeStats:
-    return EpisodeStats(
-        envs=stats.envs[k : k + 1],
-        returns=stats.returns[k : k + 1],
-        lengths=stats.lengths[k : k + 1],
-        success=stats.success[k : k + 1],
-        success_any=stats.success_any[k : k + 1],
-    )
-
-
-def _none() -> EpisodeStats:
-    empty = np.zeros(0)
-    return EpisodeStats(
-        envs=empty.astype(np.int64),
-        returns=empty.astype(np.float32),
-        lengths=empty.astype(np.int64),
-        success=empty.astype(bool),
-        success_any=empty.astype(bool),
-    )
+        return EpisodeStats.concatenate(parts) if parts else self.env.pop_episodes().rows([])
 
 
 def episode_scores(episodes: EpisodeStats, spec: EnvSpec) -> np.ndarray:
-    """Return [E] what each episode counts: 0 or 1 for success or, where the task has none, its return on the scale."""
+    """Return [E] what each episode counts: 0 or 1 for success by the task's rule, or its return on the task's scale."""
     if spec.score_range is None:
         return episodes.success.astype(np.int64)
     worst, best = spec.score_range
@@ -120,7 +100,11 @@ def episode_scores(episodes: EpisodeStats, spec: EnvSpec) -> np.ndarray:
 
 
 def evaluation_metrics(episodes: EpisodeStats, spec: EnvSpec) -> dict[str, float]:
-    """Return the score with its interval, the mean return and, where the task has success, the success rate."""
+    """Return the score with its interval, the mean return and, where the task has success, its rate by every rule.
+
+    ``success_rate``, which is the score, goes by the rule of the task; those by other rules have the rule in their
+    name, so that the one that has none there is that of the task.
+    """
     scores = episode_scores(episodes, spec)
     counted = spec.score_range is None
     found = rate(int(scores.sum()), len(scores)) if counted else mean_estimate(scores)
@@ -128,5 +112,6 @@ def evaluation_metrics(episodes: EpisodeStats, spec: EnvSpec) -> dict[str, float
     metrics = {f"score{end}": value for end, value in ends.items()}
     if counted:
         metrics |= {f"success_rate{end}": value for end, value in ends.items()}
-        metrics["success_rate_any"] = float(episodes.success_any.mean())
+        others = (rule for rule in get_args(SuccessRule) if rule != spec.success)
+        metrics |= {f"success_rate_{rule}": float(getattr(episodes, rule).mean()) for rule in others}
     return metrics | {"eval_episodes": float(len(scores)), "eval_return": float(episodes.returns.mean())}

@@ -16,7 +16,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
-from inril_ray.algorithms.base import AlgorithmContext
+from inril_ray.algorithms.base import Algorithm, AlgorithmContext
+from inril_ray.checkpoint import load_module
 from inril_ray.config import build, config, masked, merge, read_yaml, to_dict
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.store import DemoArrays, DemoStore, load
@@ -186,6 +187,9 @@ def _check_combination(config: ExperimentConfig) -> None:
     """Refuse parts that do not go together, with the reason."""
     envs.entry(config.task).chosen_backend(config.env)
     envs.entry(config.task).chosen_semantics(config.env)
+    spec = task_spec(config)
+    if config.env.success is not None and spec.score_range is not None:
+        raise InrilError(f"env.success = {config.env.success!r}: {config.task} has no success, its score is a return.")
     algorithm = resolve(ALGORITHMS, config.algorithm, "algorithm")
     policy = resolve(POLICIES, config.policy, "policy")
     if config.policy not in algorithm.policies:
@@ -323,6 +327,24 @@ def build_acting(config: ExperimentConfig) -> Policy:
     return resolve(ALGORITHMS, config.algorithm, "algorithm").behaviour(config.rl, policy, policy.decision_spec(spec))
 
 
+def critics_choose(config: ExperimentConfig) -> bool:
+    """Tell whether critics have a say in what acts."""
+    return resolve(ALGORITHMS, config.algorithm, "algorithm").behaviour is not Algorithm.behaviour
+
+
+def acting_with(config: ExperimentConfig, weights: Mapping[str, Any]) -> Policy:
+    """Make what acted with these weights: where they are a policy's alone, it does so without critics that choose.
+
+    Raises:
+        InrilError: they don't fit the configuration.
+    """
+    policy = build_acting(config)
+    if critics_choose(config) and weights.keys() != policy.state_dict().keys():
+        policy, weights = policy.alone, {f"policy.{name}": value for name, value in weights.items()}
+    load_module(policy, dict(weights))
+    return policy.eval()
+
+
 def load_acting(policy: Policy, weights: Mapping[str, Any]) -> None:
     """Load named weights [numpy or tensors] into what acts; those not named keep their values.
 
@@ -412,13 +434,13 @@ class WorkerParts:
         """Load named weights; see :func:`load_acting`."""
         load_acting(self.policy, weights)
 
-    def evaluate(self, num_episodes: int) -> EpisodeStats:
-        """Run this worker's share of an evaluation."""
+    def evaluate(self, num_episodes: int, *, alone: bool = False) -> EpisodeStats:
+        """Run this worker's share of an evaluation, of the policy alone or of what acts; see :attr:`Policy.alone`."""
         if self._evaluator is None:
             total = self.config.evaluation.num_envs
             env = self._make_env("eval", share(total, self.worker, self.num_workers))
             self._evaluator = Evaluator(env, self.config.seed, total)
-        return self._evaluator.evaluate(self.policy, num_episodes)
+        return self._evaluator.evaluate(self.policy.alone if alone else self.policy, num_episodes)
 
 
 def policy_weights(policy: Policy, *, everything: bool) -> dict[str, torch.Tensor]:

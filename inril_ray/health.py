@@ -103,7 +103,7 @@ def cloning(outcome: Mapping[str, float]) -> list[str]:
 
 def base_policy(outcome: Mapping[str, Any], spec: EnvSpec) -> list[str]:
     """Look whether the cloned policy ever succeeds: with a reward for success only, nothing else can be reinforced."""
-    if spec.score_range is not None or outcome["success_rate_any"] > 0.0:
+    if spec.score_range is not None or outcome.get("success_rate_reached", outcome["success_rate"]) > 0.0:
         return []
     return [
         f"The cloned policy reached success in none of {outcome['eval_episodes']:.0f} episodes: reinforcement will "

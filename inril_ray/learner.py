@@ -23,7 +23,7 @@ from inril_ray.diagnostics import (
     separation_metrics,
     step_harm,
 )
-from inril_ray.gradient_separation.base import Separation
+from inril_ray.gradient_separation.base import Separation, SeparationReport
 from inril_ray.gradient_separation.naive import Naive
 from inril_ray.gradient_separation.relation import GradientRelation
 from inril_ray.interleave import InterleaveConfig
@@ -173,7 +173,7 @@ class Learner:
 
         self.counters["iteration"] += 1
         self.counters["env_steps"] += rollout.env_steps
-        self.counters["rl_iterations"] += iteration.rl
+        self.counters["rl_iterations"] += train_actor
         self.counters["il_iterations"] += imitated
         context = self._context(batch, reinforced=train_actor, imitated=imitated, merged=merged)
         self.theory.observe(relation.estimate(), context, metrics["il_probe_loss"])
@@ -193,7 +193,8 @@ class Learner:
             train_actor: False trains the critics only.
             regularized: every step of the actor adds the weighted imitation loss.
         """
-        means, skipped, stopped, reports, dropped = MeanMetrics(), 0, False, 0, 0
+        means, skipped, stopped = MeanMetrics(), 0, False
+        combining, reports = self.separation.merged(), list[SeparationReport]()
         weight = self.config.bc_weight * self.config.bc_decay**self.version if regularized else 0.0
         for group in self.actor_optimizer.param_groups:
             group["lr"] = self.step_scale * self.algorithm.actor_lr(self.version)
@@ -214,11 +215,13 @@ class Learner:
                 loss = losses.value if losses.value is not None else torch.zeros((), device=self.device)
                 if train_actor and merged is not None:
                     il_loss = self._il_loss(self._il_batch(), self.generator)
-                    if reports < self.config.relation_pairs:
+                    if len(reports) < self.config.relation_pairs:
                         merged.add(*gradient_pair(losses.policy, il_loss, self.parameters)[1:])
-                    report = self.separation.backward(losses.policy, il_loss, self.parameters)
+                    report = combining.backward(losses.policy, il_loss, self.parameters)
+                    if not any(report.took):  # zeros would still move what the optimiser has momentum for
+                        self._clear(self.parameters)
                     means.add({"il_loss": il_loss, **separation_metrics(report)})
-                    reports, dropped = reports + 1, dropped + bool(report.dropped)
+                    reports.append(report)
                 elif train_actor:
                     loss = loss + losses.policy
                     if weight:
@@ -232,8 +235,9 @@ class Learner:
             if gradients_finite([*self.parameters, *self._joint_critic()]):
                 self._step_actor(train_actor)
                 if train_actor:
-                    self.counters["rl_updates"] += 1
-                    self.counters["il_updates"] += merged is not None
+                    took_rl, took_il = reports[-1].took if merged is not None else (True, False)
+                    self.counters["rl_updates"] += took_rl
+                    self.counters["il_updates"] += took_il
                     self.algorithm.after_actor_step(self.policy, losses)
             else:
                 skipped += 1
@@ -244,7 +248,8 @@ class Learner:
         if weight:
             metrics["bc_weight"] = weight
         if reports:
-            metrics["dropped_objectives"] = float(dropped)
+            metrics["dropped_objectives"] = float(sum(bool(r.dropped) for r in reports))
+            metrics["stalled_steps"] = float(sum(r.stalled for r in reports))
         return metrics | {"skipped_updates": float(skipped), "early_stop": float(stopped)}
 
     def _joint_critic(self) -> list[nn.Parameter]:
@@ -314,9 +319,9 @@ class Learner:
                 old = [p.detach().clone() for p in shared]
             report = separation.backward(rl_loss, il_loss, self.parameters)
             dropped, stalled = dropped + bool(report.dropped), stalled + report.stalled
-            if report.weights != (0.0, 0.0) and gradients_finite(self.parameters):
+            if any(report.took) and gradients_finite(self.parameters):
                 self._step(optimizer, self.parameters)
-                self.counters["il_updates"] += 1
+                self.counters["il_updates"] += report.took[1]
             if measured:
                 change = [p.detach() - o for p, o in zip(shared, old, strict=True)]
                 means.add(step_harm(change, *pair))

@@ -16,7 +16,7 @@ from inril_ray.checkpoint import replace_text
 from inril_ray.envs.base import PURPOSES
 from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
-from inril_ray.experiment import ExperimentConfig, build_acting, build_policy, load_acting, task_spec
+from inril_ray.experiment import ExperimentConfig, acting_with, task_spec
 from inril_ray.policies.base import Policy
 from inril_ray.rollout import ActionNoise, decision_env
 from inril_ray.types import EpisodeStats
@@ -40,12 +40,7 @@ def film(config: ExperimentConfig, weights: Mapping[str, Any], episode: int) -> 
     Raises:
         InrilError: no OpenGL library, or the simulator has no pictures.
     """
-    spec = task_spec(config)
-    policy = build_policy(config, spec)
-    if weights.keys() != policy.state_dict().keys():  # critics have a say in what acts
-        policy = build_acting(config)
-    load_acting(policy, weights)
-    policy.eval()
+    spec, policy = task_spec(config), acting_with(config, weights)
     sim = envs.make(config.task, num_envs=1, seed=config.seed, config=config.env, purpose="eval", first_env=episode)
     frames: list[np.ndarray] = []
     advance = sim.advance

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from inril_ray import envs
 from inril_ray.config import config
 from inril_ray.demos.demonstrator import Demonstrator
+from inril_ray.envs.base import EnvConfig
 from inril_ray.losses.policy_gradient import clipped_surrogate, normalized
 from inril_ray.losses.returns import RewardScaler, gae
 from inril_ray.losses.value import value_loss
@@ -63,7 +64,9 @@ class MediumPolicy(Demonstrator):
         return np.clip(mean + noise, -1.0, 1.0).astype(np.float32)
 
     @staticmethod
-    def train(task: str, config: MediumConfig, seed: int, say: Callable[[str], None]) -> ActorCritic:
+    def train(
+        task: str, config: MediumConfig, seed: int, say: Callable[[str], None], env: EnvConfig | None = None
+    ) -> ActorCritic:
         """Train until the mean return of the last 20 episodes reaches the target.
 
         Args:
@@ -71,6 +74,7 @@ class MediumPolicy(Demonstrator):
             config: when to stop.
             seed: of everything.
             say: takes progress, a line for every 100,000 control steps.
+            env: options of the environments; the task's defaults if None.
 
         Raises:
             InrilError: no target is known for the task, or it is not reached.
@@ -78,7 +82,7 @@ class MediumPolicy(Demonstrator):
         target = MEDIUM_RETURN.get(task) if config.target_return is None else config.target_return
         if target is None:
             raise InrilError(f"target_return = None: no medium return is known for {task}; give one.")
-        return _Trainer(task, seed).until(target, config.max_env_steps, say)
+        return _Trainer(task, seed, env).until(target, config.max_env_steps, say)
 
 
 class ActorCritic(nn.Module):
@@ -127,8 +131,8 @@ def _network(in_dim: int, out_dim: int, last_gain: float) -> nn.Sequential:
 
 
 class _Trainer:
-    def __init__(self, task: str, seed: int) -> None:
-        self._env = envs.make(task, num_envs=NUM_ENVS, seed=seed)
+    def __init__(self, task: str, seed: int, env: EnvConfig | None) -> None:
+        self._env = envs.make(task, num_envs=NUM_ENVS, seed=seed, config=env)
         self._generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)

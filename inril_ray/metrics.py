@@ -20,13 +20,22 @@ METRICS: dict[str, str] = {
     "evaluation episodes on the task's scale (0: random policy, 1: expert; D4RL)",
     "score_low": "lower end of its 95 % interval: Wilson's of a success rate, Student's t of a mean return",
     "score_high": "upper end of its 95 % interval",
-    "success_rate": "share of evaluation episodes in which success held through one whole chunk",
+    "untrained_score": "IDQL, IBRL: score of the cloned policy with a say of critics that have learned nothing; the "
+    "base policy acts alone",
+    "untrained_score_low": "lower end of its 95 % interval",
+    "untrained_score_high": "upper end of its 95 % interval",
+    "success_rate": "share of evaluation episodes that are a success by the task's rule (`env.success`), the one of "
+    "the three below that is not among the metrics",
     "success_rate_low": "lower end of its 95 % Wilson interval",
     "success_rate_high": "upper end of its 95 % Wilson interval",
-    "success_rate_any": "share of evaluation episodes that reached success at any step",
+    "success_rate_reached": "share of evaluation episodes that were solved after any control step",
+    "success_rate_held": "share of evaluation episodes that were solved throughout one whole executed chunk (DPPO), or "
+    "when they ended",
+    "success_rate_final": "share of evaluation episodes that were solved after their last control step",
     "eval_episodes": "episodes behind the score",
     "eval_return": "mean return of evaluation episodes (tasks with success: reward 1 for each successful control step)",
-    "train_success_rate": "share of training episodes of this iteration that succeeded, with exploration noise",
+    "train_success_rate": "share of training episodes of this iteration that succeeded by the task's rule, with "
+    "exploration noise",
     "train_return": "mean return of this iteration's training episodes",
     "train_episodes": "training episodes that ended in this iteration",
     "rho": "-cos(g_IL, g_RL) of the expected gradients, corrected for noise; positive is opposing",

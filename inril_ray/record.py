@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ def record(
     num_envs: int = 10,
     max_steps: int | None = None,
     tail_steps: int = 5,
+    config: EnvConfig | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Record episodes of a demonstrator and write them in the format of the task's suite.
@@ -61,13 +63,16 @@ def record(
         num_envs: environments stepped together, no more than ``num_demos``; part of what fixes the file.
         max_steps: give an episode up, or end it, after so many control steps; None takes the task's limit.
         tail_steps: steps kept after the first success, as in teleoperated data; they may go beyond ``max_steps``.
+        config: options of the environments, such as rules and backend; the file says which. Not those that judge or end
+            an episode.
         say: takes progress.
 
     Returns:
         ``demonstrator_success_rate``, ``mean_length``, ``mean_return``, ``episodes_tried``.
 
     Raises:
-        InrilError: no demonstrator for the task, the file exists, or fewer than one in twenty episodes succeed.
+        InrilError: no demonstrator for the task or these options, the file exists, or fewer than one in twenty episodes
+            succeed.
     """
     demonstrator: type[Demonstrator] = resolve(DEMONSTRATORS, task, "demonstrator (by task)")
     suite = task.split("/")[0]
@@ -85,9 +90,12 @@ def record(
     path.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may take minutes
     num_envs = min(num_envs, num_demos)
     style = build(demonstrator.Config, quality or {}, "quality")
-    limit = max_steps or envs.spec(task, EnvConfig()).max_episode_steps
-    env = envs.make(task, num_envs=num_envs, seed=seed, purpose="demos", config=EnvConfig(max_episode_steps=10 * limit))
-    new_actor = _actor_maker(demonstrator, style, env, task, seed, say)
+    options = config or EnvConfig()
+    _check_options(task, demonstrator, options)
+    limit = max_steps or envs.spec(task, options).max_episode_steps
+    unlimited = dataclasses.replace(options, max_episode_steps=10 * limit)  # what follows a late success is kept
+    env = envs.make(task, num_envs=num_envs, seed=seed, purpose="demos", config=unlimited)
+    new_actor = _actor_maker(demonstrator, style, env, task, seed, options, say)
     collected = _Collection(env, new_actor, limit, tail_steps, demonstrator.keeps_failures)
     kept, tried = collected.until(num_demos)
     has_success = kept[0].success is not None
@@ -100,6 +108,7 @@ def record(
         "seed": seed,
         "num_envs": num_envs,
         "quality": to_dict(style),
+        "env": _described(task, options, limit),
         **({"success_rate": round(rate, 4)} if has_success else {}),
         **env.versions(),
     }
@@ -112,11 +121,43 @@ def record(
     }
 
 
+def _check_options(task: str, demonstrator: type[Demonstrator], options: EnvConfig) -> None:
+    """Refuse options that have no meaning in a recording, and rules that the demonstrator would misread."""
+    for name, default in (("terminate_on_success", False), ("success", None), ("max_episode_steps", None)):
+        if getattr(options, name) != default:
+            raise InrilError(
+                f"env.{name} = {getattr(options, name)!r}: recorded episodes end tail_steps after their first success, "
+                "or after --max-steps; leave it out."
+            )
+    if options.furniture.pad_obs:
+        raise InrilError("env.furniture.pad_obs = True: recordings hold no padding; it is added where they are read.")
+    rules = envs.entry(task).chosen_semantics(options)
+    if demonstrator.reads is not None and rules not in demonstrator.reads:
+        raise InrilError(
+            f"env.semantics = {rules!r}: the script of {task} reads observations in the order of "
+            f"{' or '.join(demonstrator.reads)} only."
+        )
+
+
+def _described(task: str, options: EnvConfig, limit: int) -> dict[str, Any]:
+    """Return how the environments were set up, for the records: what was chosen, with defaults filled in."""
+    entry, spec = envs.entry(task), envs.spec(task, options)
+    return {
+        "task": task,
+        "backend": entry.chosen_backend(options),
+        **({"semantics": spec.semantics} if spec.semantics else {}),
+        "control_hz": spec.control_hz,
+        "action_range": [spec.action_low, spec.action_high],
+        "max_steps": limit,
+        **({"furniture": to_dict(options.furniture)} if task.startswith("furniture/") else {}),
+    }
+
+
 def _actor_maker(
-    demonstrator: Any, style: Any, env: Any, task: str, seed: int, say: Callable[[str], None]
+    demonstrator: Any, style: Any, env: Any, task: str, seed: int, options: EnvConfig, say: Callable[[str], None]
 ) -> Callable[[int], Demonstrator]:
     """Return what makes the demonstrator of the episode that an environment is in."""
-    trained = demonstrator.train(task, style, seed, say) if demonstrator.source == "rl" else None
+    trained = demonstrator.train(task, style, seed, say, options) if demonstrator.source == "rl" else None
 
     def new_actor(i: int) -> Demonstrator:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i, int(env.episode[i]))))
@@ -203,7 +244,9 @@ def _write(
 ) -> None:
     spec = env.task_spec
     if suite == "robomimic":
-        args = {"env_args": env.env_args(), "obs_keys": spec.obs_keys, "num_held_out": held_out}
+        entry: Any = envs.entry(spec.task)
+        described = json.dumps(entry.env_args(env.versions()["robosuite"], spec.semantics), indent=4)
+        args = {"env_args": described, "obs_keys": spec.obs_keys, "num_held_out": held_out}
         robomimic_hdf5.write(path, kept, source=source, **args)
     elif suite == "gym":
         d4rl_hdf5.write(path, kept, env_name=spec.recorded_as, semantics=spec.semantics, source=source)

@@ -123,13 +123,18 @@ def read_pretrained(run_dir: Path) -> dict[str, Any]:
 def read_acting(run_dir: Path, folder: str) -> dict[str, Any]:
     """Return the weights of what acts in the newest intact checkpoint.
 
+    Before the first iteration, critics that have a say in it have learned nothing: there the policy's own are returned,
+    as it was evaluated.
+
     Args:
         run_dir: of a run.
         folder: in it, with checkpoints.
     """
     place = run_dir / folder
-    learner = checkpoint.part(checkpoint.read_latest(place)[0], "backend", "learner", of=place)
-    if isinstance(learner, dict) and isinstance(learner.get("acting"), dict) and learner["acting"]:
+    saved = checkpoint.read_latest(place)[0]
+    learner = checkpoint.part(saved, "backend", "learner", of=place)
+    begun = checkpoint.part(saved, "session", "iteration", of=place) != 0
+    if begun and isinstance(learner, dict) and isinstance(learner.get("acting"), dict) and learner["acting"]:
         return learner["acting"]
     return checkpoint.part(learner, "modules", "policy", of=place)
 

@@ -20,12 +20,12 @@ from inril_ray.backend import Backend
 from inril_ray.config import fingerprint
 from inril_ray.demos.store import DemoArrays
 from inril_ray.evaluate import episode_scores, evaluation_metrics
-from inril_ray.experiment import ExperimentConfig, resolved, task_spec
+from inril_ray.experiment import ExperimentConfig, critics_choose, resolved, task_spec
 from inril_ray.guard import AUDIT_LOG, CollapseGuard
 from inril_ray.media import choose_episode, write_before_and_after
 from inril_ray.metrics import Tracker, checked
 from inril_ray.run_dir import provenance, read_pretrained, versions, write_json
-from inril_ray.statistics import score_text
+from inril_ray.statistics import measure_of, score_text
 from inril_ray.tracking.jsonl import drop_after, read_metrics
 from inril_ray.types import EpisodeStats, InrilError
 
@@ -36,6 +36,7 @@ SAVED = (
     "env_steps",
     "counters",
     "base",
+    "untrained",
     "best",
     "cloning",
     "phase_s",
@@ -47,6 +48,7 @@ SAVED = (
 """What a checkpoint holds of a session, beside the backend and the guard."""
 FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a state of another program or run raises where it is put back."""
+SCORES = ("score", "score_low", "score_high")
 BEST = "best"
 """Directory of the checkpoint that the guard goes back to."""
 BEST_KEPT = 2
@@ -103,6 +105,9 @@ class Session:
         self.iteration, self.env_steps = 0, 0
         self.counters: dict[str, int] = {}
         self.base: dict[str, Any] = {}
+        """Outcome of the cloned policy, acting alone."""
+        self.untrained: dict[str, Any] = {}
+        """Outcome of what acts before the first iteration, where critics have a say in it."""
         self.best: dict[str, Any] = {}
         self.cloning: dict[str, float] = {}
         self.phase_s: dict[str, float] = {}
@@ -156,10 +161,14 @@ class Session:
         self._spend("pretrain", start)
         checkpoint.write(self.run_dir / "pretrained", 0, {"policy": self.backend.policy_state()}, keep=1)
         start = time.perf_counter()
-        self.base = self._outcome(self.backend.evaluate(self.config.evaluation.final_episodes))
-        self._spend("evaluation", start)
+        episodes = self.config.evaluation.final_episodes
+        self.base = self._outcome(self.backend.evaluate(episodes, alone=True))
         self.best = {"iteration": 0, **self.base}
         self.say(f"Base policy: {_text(self.base)}.")
+        if critics_choose(self.config):
+            self.untrained = self._outcome(self.backend.evaluate(episodes))
+            self.say(f"With critics choosing that have learned nothing yet: {_text(self.untrained)}.")
+        self._spend("evaluation", start)
         self.check(health.base_policy(self.base, self.spec))
         self._judge(self.base)
         size = sum(file.stat().st_size for file in self.save().iterdir())
@@ -167,6 +176,12 @@ class Session:
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         session = saved["session"]
+        counted, counts = measure_of(session["base"]).rule, self.spec.score_range is None and self.spec.success
+        if counted and counted != counts:
+            raise InrilError(
+                f"The run in {self.run_dir} counts success by the rule {counted!r} so far, as releases without "
+                f"env.success did, and would go on by {counts!r}: start it anew in another --out."
+            )
         self.backend.load_state_dict(saved["backend"])
         for name in SAVED:
             fresh = getattr(self, name)
@@ -192,7 +207,8 @@ class Session:
 
     def log_base(self) -> None:
         """Log the base policy as iteration 0."""
-        self._log({"iteration": 0.0, "env_steps": 0.0, **_metrics(self.base)})
+        chosen = {f"untrained_{name}": self.untrained[name] for name in SCORES if self.untrained}
+        self._log({"iteration": 0.0, "env_steps": 0.0, **_metrics(self.base), **chosen})
 
     def iterate(self, stop: StopRequest) -> None:
         """Run the remaining iterations.
@@ -364,6 +380,7 @@ class Session:
             "config_hash": fingerprint(resolved(self.config)),
             "demos": {"source": demos.info.source, "file": demos.info.source_file, "hash": demos.info.content_hash},
             "base": self.base,
+            **({"untrained": self.untrained} if self.untrained else {}),
             "final": final,
             "best": self.best,
             "cloning": self.cloning,

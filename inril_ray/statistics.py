@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from inril_ray.types import FloatArray
+from inril_ray.types import FloatArray, InrilError, SuccessRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +56,38 @@ class Measure:
     """Unit of a difference times 100."""
     interval: str
     """Of the mean over evaluation episodes."""
+    rule: SuccessRule | None
+    """What counts as a success; None where runs are compared by return."""
+
+    @property
+    def definition(self) -> str:
+        """Sentence that names the rule; empty where there is none."""
+        return f"An episode is a success if {RULES[self.rule]} (`env.success={self.rule}`)." if self.rule else ""
 
 
-SUCCESS = Measure(
-    word="success",
-    name="success rate",
-    unit=" %",
-    axis="Success rate (%)",
-    axis_range=(0.0, 100.0),
-    points="percentage points",
-    interval="95 % Wilson interval",
-)
+RULES: dict[SuccessRule, str] = {
+    "reached": "the task is solved after any of its control steps",
+    "held": "the task is solved throughout one whole executed chunk of actions",
+    "final": "the task is solved after its last control step",
+}
+"""Rules of success, in words."""
+
+
+def success_measure(rule: SuccessRule) -> Measure:
+    """Return the success rate by a rule."""
+    return Measure(
+        word="success",
+        name="success rate",
+        unit=" %",
+        axis="Success rate (%)",
+        axis_range=(0.0, 100.0),
+        points="percentage points",
+        interval="95 % Wilson interval",
+        rule=rule,
+    )
+
+
+BY_RULE: dict[SuccessRule, Measure] = {rule: success_measure(rule) for rule in RULES}
 SCORE = Measure(
     word="score",
     name="score",
@@ -75,24 +96,71 @@ SCORE = Measure(
     axis_range=None,
     points="points",
     interval="95 % Student-t interval",
+    rule=None,
 )
 
 
 def measure_of(outcome: Mapping[str, Any]) -> Measure:
-    """Return what the metrics of an evaluation measure; tasks without success have a score only."""
-    return SUCCESS if "success_rate" in outcome else SCORE
+    """Return what the metrics of an evaluation measure; tasks without success have a score only.
+
+    The rule of success is the one whose rate has no name of its own. Up to release 0.1 it was always ``held``.
+    """
+    if "success_rate" not in outcome:
+        return SCORE
+    own: list[SuccessRule] = [rule for rule in RULES if f"success_rate_{rule}" not in outcome]
+    return BY_RULE[own[0] if len(own) == 1 else "held"]
+
+
+def one_measure(outcomes: Iterable[Mapping[str, Any]]) -> Measure:
+    """Return what all these evaluations measure.
+
+    Raises:
+        InrilError: they go by different rules, as those of an older release and a newer one do.
+    """
+    found = {measure_of(outcome).rule: measure_of(outcome) for outcome in outcomes}
+    if len(found) != 1:
+        rules = " and ".join(sorted(str(rule) for rule in found))
+        raise InrilError(
+            f"The runs count success by different rules ({rules}); they can't be compared. Runs of a release that had "
+            "no env.success count by 'held': start them anew in another --out."
+        )
+    return next(iter(found.values()))
 
 
 def score_text(outcome: Mapping[str, Any]) -> str:
     """Return e.g. ``success 58.0 % [54.0, 63.0]`` or ``score 35.1 [30.2, 40.0] (return 1130)``.
+
+    Where another rule gives a rate outside the interval, both rules are named: ``success reached 74.0 % [67.5, 79.6]
+    (held 31.0 %)``.
 
     Args:
         outcome: metrics of an evaluation; see :func:`inril_ray.evaluate.evaluation_metrics`.
     """
     measure = measure_of(outcome)
     value, low, high = (100 * outcome[name] for name in ("score", "score_low", "score_high"))
-    text = f"{measure.word} {value:.1f}{measure.unit} [{low:.1f}, {high:.1f}]"
-    return text if measure is SUCCESS else f"{text} (return {outcome['eval_return']:.0f})"
+    text = f"{value:.1f}{measure.unit} [{low:.1f}, {high:.1f}]"
+    if measure is SCORE:
+        return f"{measure.word} {text} (return {outcome['eval_return']:.0f})"
+    others = other_rates([outcome])
+    return f"{measure.word} {measure.rule} {text} ({rates_text(others)})" if others else f"{measure.word} {text}"
+
+
+def other_rates(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean rates of success by other rules than the task's, of those that say something else.
+
+    That is, where in any of the evaluations the rate is outside the interval of the one by the task's rule.
+    """
+    found = {}
+    for name in (f"success_rate_{rule}" for rule in RULES):
+        told = [o for o in outcomes if name in o]
+        if any(not o["score_low"] <= o[name] <= o["score_high"] for o in told):
+            found[name.removeprefix("success_rate_")] = float(np.mean([o[name] for o in told]))
+    return found
+
+
+def rates_text(rates: Mapping[str, float]) -> str:
+    """Return e.g. ``held 31.0 %, final 28.0 %``."""
+    return ", ".join(f"{rule} {100 * rate:.1f} %" for rule, rate in rates.items())
 
 
 def interquartile_mean(values: FloatArray) -> float:

@@ -18,7 +18,16 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from inril_ray.config import build, config, fingerprint, merge, nested, read_yaml, to_dict
 from inril_ray.experiment import ExperimentConfig, load_config, resolved, shipped_config
 from inril_ray.run_dir import read_json
-from inril_ray.statistics import SUCCESS, Measure, mean_estimate, measure_of, probability_of_improvement
+from inril_ray.statistics import (
+    Measure,
+    mean_estimate,
+    measure_of,
+    one_measure,
+    other_rates,
+    probability_of_improvement,
+    rates_text,
+    score_text,
+)
 from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.types import FloatArray, InrilError
 from inril_ray.verdict import judge
@@ -288,12 +297,15 @@ def gather(sweep: SweepConfig, outcomes: Sequence[Outcome], directory: Path) -> 
         errors = {o.error for o in outcomes if o.error}
         raise InrilError("No trial finished. " + " ".join(sorted(errors)))
     control = next((row for row in rows.values() if row["schedule"] == CONTROL), None)
-    measure = measure_of(finished[0]["base"])
+    measure = one_measure(s["final"] for s in finished)
     for row in rows.values():
         scores = np.array([t["score"] for t in row["trials"] if t["state"] == "finished"])
         row["finished"] = len(scores)
         if len(scores):
             row["mean"] = _mean(scores, measure)
+            row["other_rates"] = other_rates(
+                [o.summary["final"] for o in outcomes if o.summary and o.setting.key == row["key"]]
+            )
         if control is not None and row is not control and len(scores) > 1:
             other = np.array([t["score"] for t in control["trials"] if t["state"] == "finished"])
             if len(other) > 1:
@@ -320,7 +332,7 @@ def _mean(scores: FloatArray, measure: Measure) -> dict[str, float]:
     estimate = mean_estimate(scores)
     if len(scores) < 2:
         return {"value": estimate.value}
-    low, high = (0.0, 1.0) if measure is SUCCESS else (-math.inf, math.inf)
+    low, high = (0.0, 1.0) if measure.rule else (-math.inf, math.inf)
     return {"value": estimate.value, "low": max(estimate.low, low), "high": min(estimate.high, high)}
 
 
@@ -391,14 +403,16 @@ def confirmation(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
     """Return what the command prints: all settings, the winner, and how it held up."""
-    unit = measure_of(result["base"]).unit
+    measure = measure_of(result["base"])
+    unit = measure.unit
     ranked = sorted(result["settings"], key=lambda row: -row.get("mean", {"value": -math.inf})["value"])
     width = max(len(row["label"]) for row in ranked)
-    lines = [f"Base policy: {100 * result['base']['score']:.1f}{unit}"]
+    lines = [f"Base policy: {score_text(result['base'])}. {measure.definition}".rstrip()]
     for row in ranked:
         line = f"{row['label']:{width}s}  "
         if "mean" in row:
             line += _said_mean(row["mean"], unit)
+            line += f" ({rates_text(row['other_rates'])})" if row.get("other_rates") else ""
         states = [t["state"] for t in row["trials"]]
         line += f"  {row['finished']} of {len(states)} seeds finished"
         if "beats_control" in row:

@@ -17,13 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]
+
+
+SuccessRule = Literal["reached", "held", "final"]
+"""When an episode is a success. ``reached``: its task is solved after any control step. ``held``: after every step of
+one whole executed chunk (DPPO's rule; it depends on the length of chunks), or in the step that ends the episode.
+``final``: after its last step."""
 
 
 class InrilError(Exception):
@@ -53,6 +59,8 @@ class EnvSpec:
     """Returns that count as scores 0 and 100 (D4RL's normalisation)."""
     num_stages: int = 1
     """Successive goals of the task; ``info["stage"]`` counts those reached."""
+    success: SuccessRule = "reached"
+    """What counts as a success, in every comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +74,17 @@ class EpisodeStats:
     lengths: npt.NDArray[np.int64]
     """[E] control steps executed."""
     success: BoolArray
-    """[E] the success state held through one whole action chunk (DPPO's definition), or ended the episode."""
-    success_any: BoolArray
-    """[E] the success state was reached at any control step."""
+    """[E] by the rule of the task, :attr:`EnvSpec.success`: one of the three that follow."""
+    reached: BoolArray
+    """[E] solved after any control step; see :data:`SuccessRule`."""
+    held: BoolArray
+    """[E] solved throughout one whole executed chunk, or when the episode ended."""
+    final: BoolArray
+    """[E] solved after the last control step."""
+
+    def rows(self, index: Any) -> EpisodeStats:
+        """Return some episodes, chosen or reordered by a numpy index."""
+        return EpisodeStats(**{f.name: getattr(self, f.name)[index] for f in fields(EpisodeStats)})
 
     @staticmethod
     def concatenate(parts: list[EpisodeStats]) -> EpisodeStats:

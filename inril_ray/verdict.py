@@ -16,7 +16,10 @@ from inril_ray.statistics import (
     Measure,
     mean_estimate,
     measure_of,
+    one_measure,
+    other_rates,
     probability_of_improvement,
+    rates_text,
     stratified_bootstrap,
 )
 from inril_ray.types import InrilError
@@ -152,6 +155,7 @@ def compare(
     iterations = {s["iterations"] for runs in summaries.values() for s in runs}
     if len(iterations) != 1:
         raise InrilError(f"The runs differ in iterations ({sorted(iterations)}); they can't be compared.")
+    measure = one_measure(s["final"] for runs in summaries.values() for s in runs)
     scores = {arm: np.array([s["final"]["score"] for s in runs]) for arm, runs in summaries.items()}
     arms = {}
     for arm, runs in summaries.items():
@@ -165,6 +169,7 @@ def compare(
             "il_updates": [c["il_updates"] for c in counters],
             "seconds": [sum(s["seconds_by_phase"].values()) for s in runs],
             "iqm": vars(stratified_bootstrap([scores[arm]])),
+            "other_rates": other_rates([s["final"] for s in runs]),
             "runs": paths[arm],
         }
     base = summaries[CONTROL][0]["base"]
@@ -172,7 +177,7 @@ def compare(
     for arm in summaries:
         if arm != CONTROL:
             labels = ARMS[arm][0], ARMS[CONTROL][0]
-            comparisons[arm] = judge(scores[arm], scores[CONTROL], *labels, measure_of(base))
+            comparisons[arm] = judge(scores[arm], scores[CONTROL], *labels, measure)
     return {
         "seeds": list(seeds),
         "iterations": iterations.pop(),
@@ -249,14 +254,17 @@ def _sentence(
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
     """Return what the command prints."""
-    lines, unit = [], measure_of(result["base"]).unit
+    measure = measure_of(result["base"])
+    lines, unit = [], measure.unit
     for arm in result["arms"].values():
         iqm = arm["iqm"]
         scores = ", ".join(f"{100 * s:.1f}" for s in arm["scores"])
+        others = f"; {rates_text(arm['other_rates'])}" if arm.get("other_rates") else ""
         lines.append(
             f"{arm['label']:8s} interquartile mean {100 * iqm['value']:.1f}{unit} "
-            f"[{100 * iqm['low']:.1f}, {100 * iqm['high']:.1f}]  (seeds: {scores})"
+            f"[{100 * iqm['low']:.1f}, {100 * iqm['high']:.1f}]  (seeds: {scores}{others})"
         )
+    lines += [measure.definition] if measure.rule else []
     for comparison in result["comparisons"].values():
         p = comparison["probability_of_improvement"]
         lines.append(f"probability of improvement {p['value']:.2f} [{p['low']:.2f}, {p['high']:.2f}]")

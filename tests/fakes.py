@@ -6,6 +6,7 @@ of the origin. Its task object is :data:`FAKE_TASK`; ``register_fake_task(monkey
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,7 @@ class FakeTask(Task):
     """What a row of ``inril_ray.envs.TASKS`` points to."""
 
     def spec(self, config: EnvConfig) -> EnvSpec:
-        return fake_spec(config.max_episode_steps or 10)
+        return dataclasses.replace(fake_spec(config.max_episode_steps or 10), success=self.chosen_success(config))
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
         return FakeEnv(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -325,6 +326,11 @@ class Choosing(Policy):
         """The policy's."""
         return self.policy.normalizer
 
+    @property
+    def alone(self) -> Policy:
+        """The proposing policy; see :attr:`Policy.alone`."""
+        return Alone(self)
+
     def log_prob(self, obs: Tensor, before: Tensor, after: Tensor, step: Tensor) -> Tensor:
         """Not defined: what is chosen depends on all proposals."""
         raise TypeError(f"{type(self).__name__} has no log-probability.")
@@ -349,3 +355,26 @@ class Choosing(Policy):
     def begin_finetuning(self) -> None:
         """Begin that of the policy."""
         self.policy.begin_finetuning()
+
+
+class Alone(Choosing):
+    """Executes the first proposal: what the policy does by itself, on the noise that it would have proposed from.
+
+    Args:
+        choosing: whose policy, over the same weights.
+    """
+
+    def __init__(self, choosing: Choosing) -> None:
+        super().__init__(choosing.policy)
+        self.noise_shape = choosing.noise_shape
+
+    @property
+    def alone(self) -> Policy:
+        """Itself."""
+        return self
+
+    def act(self, obs: Tensor, noise: Tensor, *, deterministic: bool) -> Action:
+        """Choose action chunks; see :meth:`Policy.act`."""
+        shape = self.policy.noise_shape
+        first = noise.flatten(1)[:, : math.prod(shape)].reshape(-1, *shape)
+        return self.policy.act(obs, first, deterministic=deterministic)

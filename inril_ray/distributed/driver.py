@@ -358,10 +358,10 @@ class RayBackend:
         self._publish(everything=True)
         return result
 
-    def evaluate(self, num_episodes: int) -> EpisodeStats:
-        """Evaluate the current policy on all workers; a worker that fails is replaced and asked again."""
+    def evaluate(self, num_episodes: int, *, alone: bool = False) -> EpisodeStats:
+        """Evaluate what acts, or the policy alone, on all workers; a worker that fails is replaced and asked again."""
         timeout_s = self._evaluation_timeout_s(num_episodes)
-        calls = [worker.evaluate.remote(self._refs, num_episodes) for worker in self.workers]
+        calls = [worker.evaluate.remote(self._refs, num_episodes, alone) for worker in self.workers]
         parts = []
         for index, call in enumerate(calls):
             while True:
@@ -371,7 +371,7 @@ class RayBackend:
                 except RayError as error:
                     self._replace(index, _first_line(error))
                     self._flights.pop(index, None)
-                    call = self.workers[index].evaluate.remote(self._refs, num_episodes)
+                    call = self.workers[index].evaluate.remote(self._refs, num_episodes, alone)
         return _in_order(parts, self.config.evaluation.num_envs)
 
     def _evaluation_timeout_s(self, num_episodes: int) -> float:
@@ -444,9 +444,7 @@ def _in_order(parts: list[EpisodeStats], num_envs: int) -> EpisodeStats:
     for env in joined.envs:
         keys.append(seen.get(int(env), 0) * num_envs + int(env))
         seen[int(env)] = seen.get(int(env), 0) + 1
-    order = np.argsort(keys)
-    columns = ("envs", "returns", "lengths", "success", "success_any")
-    return EpisodeStats(**{name: getattr(joined, name)[order] for name in columns})
+    return joined.rows(np.argsort(keys))
 
 
 def _first_line(error: BaseException) -> str:

@@ -90,10 +90,10 @@ class RolloutWorkerShell:
         )
         return rollout, meta, self.parts.collector.state_dict()
 
-    def evaluate(self, refs: WeightRefs, num_episodes: int) -> EpisodeStats:
-        """Run this worker's share of an evaluation."""
+    def evaluate(self, refs: WeightRefs, num_episodes: int, alone: bool) -> EpisodeStats:
+        """Run this worker's share of an evaluation, of what acts or of the policy alone."""
         self._load(refs)
-        return self.parts.evaluate(num_episodes)
+        return self.parts.evaluate(num_episodes, alone=alone)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of noise and environments."""

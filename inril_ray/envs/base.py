@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from pydantic import Field, PositiveInt
 
 from inril_ray.config import config
-from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError
+from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError, SuccessRule
 
 PURPOSES = ("train", "eval", "demos")
 COUNTERS = ("episode", "elapsed", "stage", "terminated", "truncated")
@@ -58,6 +58,10 @@ class EnvConfig:
     """Control steps per episode; None takes the benchmark's."""
     terminate_on_success: bool = False
     """End an episode at the first success. Off in the benchmarks, whose returns count successful steps."""
+    success: SuccessRule | None = None
+    """When an episode counts as a success: ``reached``, solved after any control step; ``final``, after its last one;
+    ``held``, throughout one whole executed chunk (DPPO's rule, for comparison with its tables; it depends on
+    ``actor.action_horizon``). None takes the task's own. Every comparison goes by it; other rates are told, too."""
     furniture: FurnitureOptions = FurnitureOptions()
 
 
@@ -70,6 +74,23 @@ class Task(ABC):
     """Ways to simulate it; the first is the default."""
     semantics: tuple[str, ...] = ()
     """Rules that can be chosen; the first is the default. Empty where there is nothing to choose."""
+    success: SuccessRule = "reached"
+    """What counts as a success if the configuration doesn't say."""
+
+    def chosen_success(self, config: EnvConfig) -> SuccessRule:
+        """Return the rule of success that a configuration asks for.
+
+        Raises:
+            InrilError: episodes end at success, so that they can't show more than that it was reached.
+        """
+        rule = config.success or self.success
+        if config.terminate_on_success and rule != "reached":
+            whose = "" if config.success else f", which {self.name} has by itself,"
+            raise InrilError(
+                f"env.success = {rule!r}{whose} looks at what follows a success, where env.terminate_on_success ends "
+                "the episode. Set env.success=reached, or env.terminate_on_success=false."
+            )
+        return rule
 
     def chosen_backend(self, config: EnvConfig) -> str:
         """Return the backend that a configuration asks for.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,9 @@ class ChunkedEnv:
         self.env, self.action_horizon = env, action_horizon
         self.num_envs, self.spec = env.num_envs, env.task_spec
         self._returns = np.zeros(env.num_envs)
-        self._success = np.zeros(env.num_envs, bool)
-        self._success_any = np.zeros(env.num_envs, bool)
-        self._finished: list[tuple[int, float, int, bool, bool]] = []
+        self._reached, self._held = np.zeros(env.num_envs, bool), np.zeros(env.num_envs, bool)
+        """[B] what the running episode has achieved so far."""
+        self._finished: list[dict[str, Any]] = []
         self.nan_resets = 0
 
     def reset(self) -> FloatArray:
@@ -60,13 +60,15 @@ class ChunkedEnv:
         reward = np.zeros(self.num_envs, np.float32)
         terminated, truncated, broken = (np.zeros(self.num_envs, bool) for _ in range(3))
         executed, succeeded = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, np.int64)
+        final = np.zeros(self.num_envs, bool)
         for t in range(horizon):
             outcome, over_time, not_finite = env.advance_guarded(chunks[:, t], active)
             executed += active
             reward += outcome.reward
             succeeded += outcome.success
-            self._success_any |= outcome.success
-            self._success |= outcome.terminated & outcome.success
+            final = np.where(active, outcome.success, final)
+            self._reached |= outcome.success
+            self._held |= outcome.terminated & outcome.success
             terminated |= outcome.terminated
             truncated |= over_time | not_finite
             broken |= not_finite
@@ -74,13 +76,14 @@ class ChunkedEnv:
             if not active.any():
                 break
         self._returns += reward
-        self._success |= succeeded >= horizon
+        self._held |= succeeded >= horizon
         next_obs = env.obs.copy()
         over = terminated | truncated
         self.nan_resets += int(broken.sum())
-        for i in np.flatnonzero(over & ~broken):
-            index, outcome = env.first_env + int(i), (bool(self._success[i]), bool(self._success_any[i]))
-            self._finished.append((index, float(self._returns[i]), int(env.elapsed[i]), *outcome))
+        for i in np.flatnonzero(over & ~broken).tolist():
+            achieved = {"reached": self._reached[i], "held": self._held[i], "final": final[i]}
+            counts = {"envs": env.first_env + i, "returns": self._returns[i], "lengths": env.elapsed[i]}
+            self._finished.append({**counts, **achieved, "success": achieved[self.spec.success]})
         obs = next_obs
         if over.any():
             obs = env.reset_envs(over)
@@ -97,32 +100,25 @@ class ChunkedEnv:
 
     def _clear(self, mask: BoolArray) -> None:
         self._returns[mask] = 0.0
-        self._success[mask] = False
-        self._success_any[mask] = False
+        self._reached[mask] = self._held[mask] = False
 
     def pop_episodes(self) -> EpisodeStats:
         """Return the episodes that ended since the last call."""
         rows, self._finished = self._finished, []
-        columns = list(zip(*rows, strict=True)) if rows else [()] * 5
-        return EpisodeStats(
-            envs=np.array(columns[0], np.int64),
-            returns=np.array(columns[1], np.float32),
-            lengths=np.array(columns[2], np.int64),
-            success=np.array(columns[3], bool),
-            success_any=np.array(columns[4], bool),
-        )
+        kinds = {"envs": np.int64, "returns": np.float32, "lengths": np.int64}
+        names = (f.name for f in fields(EpisodeStats))
+        return EpisodeStats(**{n: np.array([row[n] for row in rows], kinds.get(n, bool)) for n in names})
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of the simulators and of the unfinished episodes."""
         return {
             "env": self.env.get_state(),
             "returns": self._returns.copy(),
-            "success": self._success.copy(),
-            "success_any": self._success_any.copy(),
+            "reached": self._reached.copy(),
+            "held": self._held.copy(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`get_state` returned."""
         self.env.set_state(state["env"])
-        self._returns[:], self._success[:] = state["returns"], state["success"]
-        self._success_any[:] = state["success_any"]
+        self._returns[:], self._reached[:], self._held[:] = state["returns"], state["reached"], state["held"]

@@ -48,6 +48,7 @@ class RoboticsTask(Task):
             obs_keys=self.obs_keys,
             recorded_as=self.env_name,
             semantics=self.chosen_semantics(config),
+            success=self.chosen_success(config),
         )
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
@@ -183,6 +184,7 @@ def _fetch(name: str, env_name: str) -> RoboticsTask:
         max_episode_steps=50,
         control_hz=25.0,
         success_key="is_success",
+        success="final",  # as in Plappert et al. 2018: an object that only passes by its goal is not there
         env_class=FetchEnv,
     )
 

@@ -79,6 +79,11 @@ class SeparationReport:
         return self.weights == (0.0, 0.0) and not self.dropped
 
     @property
+    def took(self) -> tuple[bool, bool]:
+        """Whether the gradients of RL and of IL are part of the combined one: what may be counted as a step of each."""
+        return self.weights[0] != 0.0, self.weights[1] != 0.0
+
+    @property
     def inner_after(self) -> tuple[float, float]:
         """Inner products of the combined gradient with g_RL and g_IL: not negative means that neither is harmed."""
         (w, v), g = self.weights, self.gramian
@@ -96,8 +101,9 @@ class Separation(ABC):
     optimizer: ClassVar[Literal["il", "rl"]] = "il"
     """Whose optimiser takes the combined step: one of its own for imitation, or that of RL."""
     alone: ClassVar[tuple[float, float]] = (1.0, 1.0)
-    """What is kept, 1, or left out, 0, of the (RL, IL) gradient of parameters that only that loss reaches. A parameter
-    without a gradient is not stepped, not even by weight decay."""
+    """What is kept, 1, or left out, 0, of the (RL, IL) gradient where it is the only one: of parameters that the other
+    loss does not reach, and where the other one is dropped. A parameter without a gradient is not stepped, not even by
+    weight decay."""
 
     def __init__(self, *, row_normalise: bool = False) -> None:
         self.row_normalise = row_normalise
@@ -110,6 +116,13 @@ class Separation(ABC):
     @abstractmethod
     def weights(self, gramian: Gramian) -> tuple[float, float]:
         """Return the weights of (g_RL, g_IL) for a finite Gramian."""
+
+    def merged(self) -> Separation:
+        """Return what combines both gradients where one step is reinforcement and imitation (``phase = merged``).
+
+        It is the same method, unless that one leaves a gradient out: in a merged step nothing else would apply it.
+        """
+        return self
 
     def backward(
         self,
@@ -166,11 +179,11 @@ class Separation(ABC):
         return SeparationReport(gramian=gramian, weights=weights, dropped=dropped)
 
     def safe_weights(self, gramian: Gramian) -> tuple[tuple[float, float], tuple[str, ...]]:
-        """Return the weights, with an objective whose gradient is not finite left out and the other kept whole."""
+        """Return the weights. An objective whose gradient is not finite is left out; the other one then is alone."""
         bad_rl, bad_il = not math.isfinite(gramian.rl), not math.isfinite(gramian.il)
         if bad_rl or bad_il:
             dropped = tuple(name for name, bad in (("rl", bad_rl), ("il", bad_il)) if bad)
-            return (0.0 if bad_rl else 1.0, 0.0 if bad_il else 1.0), dropped
+            return (0.0 if bad_rl else self.alone[0], 0.0 if bad_il else self.alone[1]), dropped
         if self.row_normalise and not (gramian.rl_vanishes or gramian.il_vanishes):
             w, v = self.weights(Gramian(rl=1.0, il=1.0, inner=gramian.cosine))
             return (w, v * math.sqrt(gramian.rl) / math.sqrt(gramian.il)), ()

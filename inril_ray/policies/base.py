@@ -89,6 +89,15 @@ class Policy(nn.Module):
     plan_shapes: Mapping[str, Any] = {}
     """What goes with ``plan``; see :class:`inril_ray.envs.base_actions.BaseActions`."""
 
+    @property
+    def alone(self) -> Policy:
+        """The policy without a say of critics: itself, unless critics choose between what it proposes.
+
+        It takes noise of the same shape and makes the same first proposal of it, so that both can be compared pair by
+        pair.
+        """
+        return self
+
     @abstractmethod
     def act(self, obs: Tensor, noise: Tensor, *, deterministic: bool) -> Action:
         """Choose action chunks.

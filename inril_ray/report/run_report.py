@@ -26,7 +26,7 @@ from inril_ray.report.records import (
     result_text,
     source_label,
 )
-from inril_ray.statistics import SUCCESS, Measure, measure_of
+from inril_ray.statistics import RULES, Measure, measure_of
 from inril_ray.tracking.jsonl import FILE
 from inril_ray.types import InrilError
 
@@ -145,9 +145,16 @@ def _headline(run: RunRecord) -> Html:
         "p",
         tag("span", run.source, class_="label"),
         f" One run, seed {_text(run.known('seed'))}. Intervals are {run.measure.interval}s over evaluation episodes; "
-        "they don't include the spread between seeds. Evaluation starts from initial states that training never sees.",
+        "they don't include the spread between seeds. Evaluation starts from initial states that training never sees. "
+        f"{run.measure.definition}",
         class_="note",
     )
+    if untrained := run.summary.get("untrained"):
+        chosen = (
+            "With critics choosing that have learned nothing yet, the cloned policy's result is ",
+            _result(untrained),
+        )
+        below = join(tag("p", *chosen, ".", class_="note"), below)
     if final and base:
         return join(_change(base, final), below)
     if not base:
@@ -174,7 +181,7 @@ def _change(base: Mapping[str, Any], final: Mapping[str, Any]) -> Html:
     else:
         comparison = UNPROVEN
     sentence = tag("p", "Base policy: ", _result(base), " → final policy: ", _result(final), ".", class_="headline")
-    pairs = _pairs(base, final) if measure_of(base) is SUCCESS else ""
+    pairs = _pairs(base, final) if measure_of(base).rule else ""
     return join(sentence, tag("p", comparison, pairs))
 
 
@@ -282,7 +289,7 @@ def _results(run: RunRecord) -> Html:
         note=note if scores else run.source,
         reference=(base[0][1], "base") if base else None,
     )
-    if measure is SUCCESS:
+    if measure.rule:
         title, y_label, learned = "Success rate", measure.axis, points(run.records, "train_success_rate", 100.0)
     else:
         title, y_label, learned = "Return", "Mean return", points(run.records, "train_return")
@@ -414,10 +421,10 @@ def embedded(path: Path, label: str) -> Html:
 def _evaluation_table(run: RunRecord) -> Html:
     head = ["Env steps", f"{run.measure.name.capitalize()}, 95 % interval", "Episodes"]
     rows = [[count(r.get("env_steps")), result_text(r), count(r.get("eval_episodes"))] for r in run.evaluations]
-    if run.measure is SUCCESS:
-        head.append("Success at any step")
+    for rule in (r for r in RULES if run.measure.rule not in (None, r)):
+        head.append(f"Success {rule}")
         for row, record in zip(rows, run.evaluations, strict=True):
-            row.append(percent(record.get("success_rate_any")))
+            row.append(percent(record.get(f"success_rate_{rule}")))
     table = number_table(head, rows)
     return details("All evaluations", tag("p", run.source, class_="note"), table) if rows else join()
 

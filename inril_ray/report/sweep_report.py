@@ -21,7 +21,7 @@ from inril_ray.report.records import (
     result_text,
     source_label,
 )
-from inril_ray.statistics import Measure, measure_of
+from inril_ray.statistics import Measure, measure_of, rates_text
 from inril_ray.types import InrilError
 
 MAX_CHARTS = 12
@@ -107,12 +107,14 @@ def _conditions(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], s
     states = {state: sum(t["state"] == state for t in trials) for state in ("finished", "stopped", "failed")}
     said = ", ".join(f"{n} {'stopped early' if s == 'stopped' else s}" for s, n in states.items() if n)
     seeds = at(result, "sweep", "seeds", "search") or []
+    definition = measure_of(mapping(result.get("base"))).definition
     return tag(
         "p",
         tag("span", source, class_="label"),
         f" {len(settings)} settings at the seeds {', '.join(map(str, seeds))}; {said}. Every trial starts from a "
-        f"cloned policy: {result_text(result.get('base'))}. Unless said otherwise, intervals are 95 % Student-t "
-        "intervals of the mean over seeds. Evaluation starts from initial states disjoint from those of training.",
+        f"cloned policy: {result_text(result.get('base'))}. {definition} Unless said otherwise, intervals are 95 % "
+        "Student-t intervals of the mean over seeds. Evaluation starts from initial states disjoint from those of "
+        "training.",
         class_="note",
     )
 
@@ -159,11 +161,12 @@ def _ranking(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], meas
         chance = "–" if not beats else f"{beats['value']:.2f} {interval(beats['low'], beats['high'], 1.0, 2)}"
         trials = row.get("trials", [])
         done = [t for t in trials if t["state"] == "finished"]
+        others = f" ({rates_text(row['other_rates'])})" if row.get("other_rates") else ""
         rows.append(
             [
                 str(row.get("label")),
                 tag("strong", percent(mean.get("value"), measure.unit)) if mean else "–",
-                interval(mean.get("low"), mean.get("high")) if mean else "–",
+                interval(mean.get("low"), mean.get("high")) + others if mean else "–",
                 chance,
                 f"{len(done)} of {len(trials)}",
                 spread([t["seconds"] / 60 for t in done if "seconds" in t]) + " min" if done else "–",

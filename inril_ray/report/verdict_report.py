@@ -21,7 +21,7 @@ from inril_ray.report.records import (
     result_text,
     source_label,
 )
-from inril_ray.statistics import Measure, measure_of
+from inril_ray.statistics import RULES, Measure, measure_of
 from inril_ray.types import InrilError
 
 
@@ -86,6 +86,9 @@ def _arms(result: dict[str, Any], arms: Sequence[Arm], source: str, measure: Mea
         [f"Interquartile mean of {measure.word}", *(tag("strong", percent(value, unit)) for value in iqms)],
         ["95 % interval", *(interval(at(a.values, "iqm", "low"), at(a.values, "iqm", "high")) for a in arms)],
     ]
+    for rule in (r for r in RULES if any(at(a.values, "other_rates", r) is not None for a in arms)):
+        rates = (at(a.values, "other_rates", rule) for a in arms)
+        rows.append([f"Mean of success {rule}", *("–" if r is None else percent(r, unit) for r in rates)])
     for i, seed in enumerate(result.get("seeds") or []):
         scores = [a.numbers("scores") for a in arms]
         rows.append(
@@ -121,7 +124,7 @@ def _arms(result: dict[str, Any], arms: Sequence[Arm], source: str, measure: Mea
     episodes = count(at(result, "base", "eval_episodes"))
     base_note = (
         f"Base policy, which every run starts from: {result_text(result.get('base'))}, {episodes} episodes "
-        f"({measure.interval}; evaluated at the first seed)."
+        f"({measure.interval}; evaluated at the first seed). {measure.definition}"
     )
     spent = tag("p", _gradient_steps(arms), class_="note")
     return section(

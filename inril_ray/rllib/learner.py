@@ -86,6 +86,7 @@ class InterleavingLearner(TorchLearner):
         """Return the gradients of a reinforcement step; those of the actor as the schedule wants them."""
         gradients = dict(super().compute_gradients(loss_per_module, **kwargs))
         iteration, actor = self._iteration, self._imitation.parameters
+        took_rl, took_il = True, False
         if self.interleaving.module_id not in loss_per_module or not gradients:
             return gradients
         if not iteration.rl:
@@ -99,9 +100,14 @@ class InterleavingLearner(TorchLearner):
             self._means.add({"bc_loss": loss})
         elif self._merged:
             self._rl_batch_size = len(self._kept[-1])
-            self._combine(self.interleaving.separation, [p.grad for p in actor], self._draw())
-            self.counters["il_updates"] += 1
-        self.counters["rl_updates"] += iteration.rl
+            combining = self.interleaving.separation.merged()
+            report, _ = self._combine(combining, [p.grad for p in actor], self._draw())
+            took_rl, took_il = report.took
+            if not (took_rl or took_il):  # zeros would still move what the optimiser has momentum for
+                for p in actor:
+                    p.grad = None
+        self.counters["rl_updates"] += iteration.rl and took_rl
+        self.counters["il_updates"] += took_il
         for p in actor:
             gradients.pop(p, None)
         return gradients | {p: p.grad for p in actor if p.grad is not None}
@@ -209,10 +215,10 @@ class InterleavingLearner(TorchLearner):
             self._actor.zero_grad(set_to_none=True)
             report, pair = self._combine(separation, rl, demos)
             old = [p.detach().clone() for p, _, _ in pair]
-            if report.weights != (0.0, 0.0) and self._clipped():
+            if any(report.took) and self._clipped():
                 for optimizer in optimizers:
                     optimizer.step()
-                self.counters["il_updates"] += 1
+                self.counters["il_updates"] += report.took[1]
             if pair:
                 change = [p.detach() - o for (p, _, _), o in zip(pair, old, strict=True)]
                 self._means.add(step_harm(change, [g for _, g, _ in pair], [h for _, _, h in pair]))

@@ -54,6 +54,7 @@ def test_recording_fits_its_task_and_says_who_acted(task: str, tmp_path: Path) -
     arrays = load(path, Expectation.of(spec))
     assert len(arrays.held_out) == 2
     assert arrays.info.source == ("rl" if task.startswith("gym/") else "scripted")
+    assert spec.semantics in ("", arrays.info.semantics), "every format says by which rules, where there are several"
     assert arrays.obs.shape[1] == spec.obs_dim
     assert np.abs(arrays.actions).max() <= 1.0
     lengths = np.diff(arrays.episode_starts)
@@ -135,8 +136,73 @@ def test_training_learns_and_gives_up_with_the_figures(monkeypatch: pytest.Monke
 
 def test_provenance_is_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "lift.hdf5"
-    make("robomimic/lift", path, quality={"noise": 0.1}, held_out=1)
+    make("robomimic/lift", path, quality={"noise": 0.1}, held_out=1, config=EnvConfig(backend="fast"))
     with h5py.File(path) as file:
         source = json.loads(file["data"].attrs["inril_source"])
     assert source["quality"] == {"noise": 0.1, "aim_error_m": 0.004, "min_speed": 0.55}
     assert (source["kind"], source["seed"], source["robosuite"]) == ("scripted", 3, "1.5.2")
+    assert source["env"] == {
+        "task": "robomimic/lift",
+        "backend": "fast",
+        "semantics": "v15",
+        "control_hz": 20.0,
+        "action_range": [-1.0, 1.0],
+        "max_steps": 300,
+    }
+
+
+# -- what a file says about its recording is how it was recorded ------------------------------------------------------
+@pytest.mark.parametrize(("task", "rules"), [("robomimic/lift", "v141"), ("gym/hopper", "v5")])
+def test_a_file_states_the_rules_that_it_was_recorded_under(
+    task: str, rules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a configuration; the defaults are tested above."""
+    path, options, used = tmp_path / "demos.hdf5", EnvConfig(semantics=rules), set()
+    original = envs.make
+
+    def noted(name: str, **given: Any) -> Any:
+        used.add(envs.spec(name, given["config"]).semantics)
+        return original(name, **given)
+
+    monkeypatch.setattr(envs, "make", noted)
+    make(task, path, config=options)
+    assert used == {rules}, "what was trained for the recording was so under its rules, too"
+    arrays = load(path, Expectation.of(envs.spec(task, options)))  # its numbers are recomputed by these rules
+    assert arrays.info.semantics == rules
+    assert arrays.info.metadata["made_by"]["env"]["semantics"] == rules
+    with pytest.raises(InrilError, match=f"recorded with the rules of .*{rules}"):
+        load(path, Expectation.of(envs.spec(task, EnvConfig())))
+
+
+def test_env_args_of_old_rules_are_in_the_words_of_the_old_release() -> None:
+    """As in the published files of robosuite 1.4.1, which its own code takes."""
+    old, new = (envs.entry("robomimic/transport").env_args("1.5.2", rules) for rules in ("v141", "v15"))
+    assert (old["env_version"], new["env_version"]) == ("1.4.1", "1.5.2")
+    assert old["env_kwargs"]["env_configuration"] == "single-arm-opposed"
+    assert "lite_physics" not in old["env_kwargs"]
+    controller = old["env_kwargs"]["controller_configs"]
+    assert (controller["type"], controller["control_delta"], controller["kp"]) == ("OSC_POSE", True, 150.0)
+    assert not {"body_parts", "input_type", "input_ref_frame", "gripper"} & controller.keys()
+    assert new["env_kwargs"]["controller_configs"]["body_parts"]["right"]["input_type"] == "delta"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"terminate_on_success": True}, "env.terminate_on_success = True: recorded episodes end tail_steps after"),
+        ({"success": "held"}, "env.success = 'held': recorded episodes"),
+        ({"max_episode_steps": 7}, "env.max_episode_steps = 7: .* or after --max-steps"),
+        ({"semantics": "v4"}, "env.semantics = 'v4': robomimic/lift has v15, v141"),
+    ],
+)
+def test_options_without_a_meaning_in_a_recording_are_refused(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InrilError, match=said):
+        make("robomimic/lift", tmp_path / "x", config=EnvConfig(**options))
+
+
+@pytest.mark.parametrize("task", ["robomimic/can", "robomimic/square", "robomimic/transport"])
+def test_a_script_that_would_misread_the_observation_is_not_asked(task: str, tmp_path: Path) -> None:
+    with pytest.raises(InrilError, match=f"the script of {task} reads observations in the order of v15 only"):
+        make(task, tmp_path / "x", config=EnvConfig(semantics="v141"))

@@ -29,7 +29,7 @@ def config_with(**guard: Any) -> Any:
 
 def episodes(rate: float, count: int) -> EpisodeStats:
     success = np.arange(count) < round(rate * count)
-    columns = {"returns": success.astype(np.float64), "success": success, "success_any": success}
+    columns = {"returns": success.astype(np.float64), **dict.fromkeys(("success", "reached", "held", "final"), success)}
     return EpisodeStats(envs=np.arange(count), lengths=np.full(count, 20), **columns)
 
 
@@ -38,7 +38,7 @@ class Scripted(LocalBackend):
 
     collapses_after = 4
 
-    def evaluate(self, num_episodes: int) -> EpisodeStats:
+    def evaluate(self, num_episodes: int, *, alone: bool = False) -> EpisodeStats:
         ruined = self.learner.version >= self.collapses_after and self.learner.step_scale > 0.3
         return episodes(0.1 if ruined else 0.8, num_episodes)
 
@@ -177,7 +177,7 @@ def test_a_run_that_can_not_be_saved_ends_and_keeps_its_best(tmp_path: Path, gua
 @pytest.mark.parametrize("part", ["backend", "session"])
 def test_a_forged_state_to_go_back_to_is_a_sentence(tmp_path: Path, part: str) -> None:
     class Forging(Scripted):
-        def evaluate(self, num_episodes: int) -> EpisodeStats:
+        def evaluate(self, num_episodes: int, *, alone: bool = False) -> EpisodeStats:
             if self.learner.version == self.collapses_after:
                 tree = checkpoint.read_latest(tmp_path / "best")[0]
                 tree[part] |= {"learner": {"modules": 7}} if part == "backend" else {"guard": {"rollbacks": "x"}}

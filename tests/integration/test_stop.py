@@ -98,7 +98,7 @@ def test_while_the_processes_start_it_ends_at_once(tmp_path: Path, handler: str)
 
 def test_a_stop_in_the_final_evaluation_costs_no_iteration(tmp_path: Path) -> None:
     class Struck(LocalBackend):
-        def evaluate(self, num_episodes: int) -> None:  # type: ignore[override]
+        def evaluate(self, num_episodes: int, *, alone: bool = False) -> None:  # type: ignore[override]
             if self.learner.version == CONFIG.num_iterations:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().evaluate(num_episodes)

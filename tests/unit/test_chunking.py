@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from inril_ray.envs.base import SimVectorEnv, StepOutcome
 from inril_ray.envs.chunking import ChunkedEnv
-from inril_ray.types import EnvSpec
+from inril_ray.types import EnvSpec, EpisodeStats, SuccessRule
 from tests.fakes import FakeEnv
 
 SPEC = EnvSpec(
@@ -135,8 +136,64 @@ def test_success_is_held_through_one_whole_chunk(steps: list[int], held: bool, r
     for _ in range(3):
         chunked.step(chunks(env))
     episodes = chunked.pop_episodes()
-    assert episodes.success.tolist() == [held, False]
-    assert episodes.success_any.tolist() == [reached, False]
+    assert episodes.held.tolist() == [held, False]
+    assert episodes.reached.tolist() == [reached, False]
+
+
+@pytest.mark.parametrize("rule", ["reached", "held", "final"])
+def test_success_goes_by_the_rule_of_the_task(rule: SuccessRule) -> None:
+    """Of four episodes one is solved in passing, one throughout a chunk, one at its end only, and one never."""
+    solved = {(0, 2), *((1, s) for s in range(4, 8)), (2, 11)}
+    env = ScriptEnv(4, limit=12, success=solved)
+    env.task_spec = dataclasses.replace(env.task_spec, success=rule)
+    chunked = ChunkedEnv(env, 4)
+    chunked.reset()
+    for _ in range(3):
+        chunked.step(chunks(env))
+    episodes = chunked.pop_episodes()
+    assert episodes.reached.tolist() == [True, True, True, False]
+    assert episodes.held.tolist() == [False, True, False, False]
+    assert episodes.final.tolist() == [False, False, True, False]
+    assert episodes.success.tolist() == getattr(episodes, rule).tolist()
+
+
+def passing_through(horizon: int, *, ends: bool) -> EpisodeStats:
+    """Episodes of points that fly through the goal, or stop there, at one speed or another."""
+    env = FakeEnv(64, max_episode_steps=12, terminate_on_success=ends)
+    chunked = ChunkedEnv(env, horizon)
+    obs = chunked.reset()
+    found: dict[int, EpisodeStats] = {}
+    direction = -obs[:, :2] / np.linalg.norm(obs[:, :2], axis=1, keepdims=True)
+    speed = np.linspace(0.1, 1.0, 64)[:, None]
+    stops = np.arange(64)[:, None] % 2 == 0
+    for _ in range(12):
+        here = env.position.copy()
+        actions = []
+        for _ in range(horizon):  # an open loop of the whole chunk, whatever its length
+            step = np.where(stops & (np.linalg.norm(here, axis=1, keepdims=True) < 0.2), 0.0, speed * direction)
+            here = here + 0.25 * step
+            actions.append(step)
+        chunked.step(np.stack(actions, axis=1).astype(np.float32))
+        ended = chunked.pop_episodes()
+        for k, index in enumerate(ended.envs):
+            found.setdefault(int(index), ended.rows([k]))
+    return EpisodeStats.concatenate([found[i] for i in range(64)])
+
+
+def test_the_rate_depends_neither_on_the_chunk_nor_on_whether_success_ends_the_episode() -> None:
+    """The same motion, cut into chunks of other lengths: that of the old rule, `held`, is another one each time."""
+    ways = [(horizon, ends) for horizon in (1, 2, 3, 4, 6) for ends in (False, True)]
+    stats = {way: passing_through(way[0], ends=way[1]) for way in ways}
+    rates = {way: s.success.mean() for way, s in stats.items()}
+    assert 0.2 < rates[1, False] < 0.9, "all alike: shows nothing"
+    for way in ways:
+        np.testing.assert_array_equal(stats[way].success, stats[1, False].success, err_msg=str(way))
+        if not way[1]:
+            np.testing.assert_array_equal(stats[way].final, stats[1, False].final, err_msg=str(way))
+    held = [stats[horizon, False].held.mean() for horizon in (1, 2, 3, 4, 6)]
+    assert held[0] == rates[1, False]
+    assert held[0] > held[-1] + 0.2
+    assert all(stats[horizon, True].held.mean() == rates[1, False] for horizon in (1, 2, 3, 4, 6))
 
 
 def test_success_that_ends_the_episode_counts_at_once() -> None:
@@ -145,8 +202,8 @@ def test_success_that_ends_the_episode_counts_at_once() -> None:
     chunked.reset()
     chunked.step(chunks(env))
     episodes = chunked.pop_episodes()
-    assert episodes.success.tolist() == [True, False], "ending without success (a fall) is none"
-    assert episodes.success_any.tolist() == [True, False]
+    assert episodes.held.tolist() == [True, False], "ending without success (a fall) is none"
+    assert episodes.reached.tolist() == [True, False]
 
 
 def test_success_does_not_leak_into_the_next_episode() -> None:
@@ -156,8 +213,8 @@ def test_success_does_not_leak_into_the_next_episode() -> None:
     chunked.step(chunks(env))
     chunked.step(chunks(env))
     episodes = chunked.pop_episodes()
-    assert episodes.success.tolist() == [True, False]
-    assert episodes.success_any.tolist() == [True, False]
+    assert episodes.held.tolist() == [True, False]
+    assert episodes.reached.tolist() == [True, False]
     assert episodes.returns.tolist() == [4 + 6, 4 + 22]
 
 
@@ -166,7 +223,7 @@ def test_success_needs_the_whole_chunk_even_where_the_time_limit_cuts_it() -> No
     chunked = ChunkedEnv(env, 4)
     chunked.reset()
     chunked.step(chunks(env))
-    assert chunked.pop_episodes().success.tolist() == [False]
+    assert chunked.pop_episodes().held.tolist() == [False]
 
 
 @pytest.mark.parametrize("fault", ["nan_obs", "nan_reward"])
@@ -202,7 +259,7 @@ def test_the_episode_after_a_broken_one_counts_from_zero() -> None:
     episodes = chunked.pop_episodes()
     assert episodes.lengths.tolist() == [4]
     assert episodes.returns.tolist() == [4 + 2 + 3 + 4 + 5]
-    assert episodes.success_any.tolist() == [False]
+    assert episodes.reached.tolist() == [False]
 
 
 def test_reset_drops_unfinished_episodes() -> None:
@@ -233,7 +290,7 @@ def test_executed_steps_add_up_to_the_lengths_of_the_episodes() -> None:
         episodes = chunked.pop_episodes()
         lengths += int(episodes.lengths.sum())
         returns += float(episodes.returns.sum())
-        assert (episodes.success <= episodes.success_any).all()
+        assert (episodes.held <= episodes.reached).all()
     unfinished = chunked.get_state()
     assert executed == lengths + int(env.elapsed.sum())
     assert rewards == pytest.approx(returns + unfinished["returns"].sum())

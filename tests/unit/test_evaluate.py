@@ -13,11 +13,11 @@ import torch
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.evaluate import Evaluator, episode_scores, evaluation_metrics
 from inril_ray.rollout import decision_env
-from inril_ray.statistics import rate
-from inril_ray.types import EpisodeStats, InrilError
+from inril_ray.statistics import measure_of, rate
+from inril_ray.types import EpisodeStats, InrilError, SuccessRule
 from tests.fakes import TINY_POLICY, FakeEnv, fake_spec, tiny_policy
 
-FIELDS = ("envs", "returns", "lengths", "success", "success_any")
+FIELDS = ("envs", "returns", "lengths", "success", "reached", "held", "final")
 POLICY = {"prediction_horizon": 2}
 
 
@@ -155,7 +155,7 @@ def test_an_episode_that_ends_early_is_counted_once() -> None:
     stats = evaluator(range(4), 4, terminate_on_success=True).evaluate(policy(), 8)
     assert stats.envs.tolist() == [0, 1, 2, 3] * 2
     assert stats.lengths.min() < 10, "no episode ended early: the test shows nothing"
-    assert (stats.success == stats.success_any).all()
+    assert (stats.success == stats.held).all()
 
 
 def test_an_environment_that_breaks_once_delivers_its_next_episode() -> None:
@@ -178,27 +178,38 @@ STATS = EpisodeStats(
     envs=np.arange(4),
     returns=np.array([1.0, 0.0, 3.0, 0.0], np.float32),
     lengths=np.full(4, 10),
-    success=np.array([True, False, False, False]),
-    success_any=np.array([True, False, True, False]),
+    success=np.array([True, False, True, False]),
+    reached=np.array([True, False, True, False]),
+    held=np.array([True, False, False, False]),
+    final=np.array([False, False, False, False]),
 )
 
 
 def test_metrics_count_and_bound() -> None:
     metrics = evaluation_metrics(STATS, fake_spec())
-    interval = rate(1, 4)
+    interval = rate(2, 4)
     assert metrics == {
-        "score": 0.25,
+        "score": 0.5,
         "score_low": interval.low,
         "score_high": interval.high,
-        "success_rate": 0.25,
+        "success_rate": 0.5,
         "success_rate_low": interval.low,
         "success_rate_high": interval.high,
-        "success_rate_any": 0.5,
+        "success_rate_held": 0.25,
+        "success_rate_final": 0.0,
         "eval_episodes": 4.0,
         "eval_return": 1.0,
     }
-    assert metrics["success_rate_low"] < 0.25 < metrics["success_rate_high"]
-    assert episode_scores(STATS, fake_spec()).tolist() == [1, 0, 0, 0]
+    assert metrics["success_rate_low"] < 0.5 < metrics["success_rate_high"]
+    assert episode_scores(STATS, fake_spec()).tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("rule", ["reached", "held", "final"])
+def test_the_rule_of_a_rate_is_the_one_that_has_no_rate_of_its_own(rule: SuccessRule) -> None:
+    spec = dataclasses.replace(fake_spec(), success=rule)
+    metrics = evaluation_metrics(STATS, spec)
+    assert measure_of(metrics).rule == rule
+    assert rule in measure_of(metrics).definition
 
 
 def test_metrics_of_a_task_without_success() -> None:

@@ -59,10 +59,11 @@ def test_other_versions_than_the_run_was_started_with() -> None:
 
 
 def test_a_policy_that_never_succeeds(spec: EnvSpec) -> None:
-    never = {"success_rate_any": 0.0, "eval_episodes": 100.0}
+    never = {"success_rate": 0.0, "eval_episodes": 100.0}
     (found,) = health.base_policy(never, spec)
     assert "none of 100 episodes" in found and "pretrain.num_epochs" in found
-    assert health.base_policy({**never, "success_rate_any": 0.01}, spec) == []
+    assert health.base_policy({**never, "success_rate": 0.01}, spec) == []
+    assert health.base_policy({**never, "success_rate_reached": 0.01}, spec) == [], "it was there, if only in passing"
     assert health.base_policy({}, replace(spec, score_range=(0.0, 1.0))) == [], "a task without success"
 
 

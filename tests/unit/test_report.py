@@ -35,7 +35,12 @@ def outcome(successes, episodes, low, high):
     ends = {"": successes / episodes, "_low": low, "_high": high}
     rates = {f"{name}{end}": value for name in ("score", "success_rate") for end, value in ends.items()}
     counts = {"eval_episodes": float(episodes), "eval_return": 2.0, "outcomes": outcomes}
-    return {**rates, "success_rate_any": successes / episodes, **counts}
+    return {
+        **rates,
+        "success_rate_held": 0.95 * successes / episodes,
+        "success_rate_final": successes / episodes,
+        **counts,
+    }
 
 
 def scored(score, low, high, mean_return):

@@ -260,6 +260,34 @@ def test_merged_combines_in_every_step_of_an_imitation_iteration() -> None:
         torch.testing.assert_close(merged[name], expected)
 
 
+def test_merged_naive_is_the_sum_of_both_gradients() -> None:
+    made = learner(separation="naive", interleave={"every": 1, "phase": "merged"})
+    merged = gradients_of(made)
+    assert made.counters["rl_updates"] == made.counters["il_updates"] == 1
+    made._begin_iteration()
+    names = {p: name for name, p in made.module[MODULE].named_parameters()}
+    _, il = made._il_gradients(made._draw())
+    il_of = {names[p]: g for p, g in zip(made._imitation.parameters, il, strict=True) if g is not None}
+    made.interleaving = learner(schedule="rl_only").interleaving
+    for name, gradient in gradients_of(made).items():
+        torch.testing.assert_close(merged[name], gradient + il_of.get(name, torch.zeros(())))
+
+
+@pytest.mark.parametrize("bad", ["rl", "il"])
+def test_merged_counts_only_the_gradients_that_a_step_took(bad: str) -> None:
+    made = learner(interleave={"every": 1, "phase": "merged"})
+    combine = made._combine
+
+    def broken(separation: Any, rl: Any, demos: Any) -> Any:
+        return combine(separation, [g * float("nan") if bad == "rl" else g for g in rl], demos)
+
+    made._combine = broken
+    if bad == "il":
+        made._imitation.loss = lambda _: sum(p.sum() for p in made._imitation.parameters) * float("nan")
+    gradients_of(made)
+    assert (made.counters["rl_updates"], made.counters["il_updates"]) == ((0, 1) if bad == "rl" else (1, 0))
+
+
 def test_merged_counts_its_steps() -> None:
     made = learner(interleave={"every": 1, "phase": "merged"})
     result = update(made)

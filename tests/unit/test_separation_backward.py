@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 
+from inril_ray.gradient_separation import SEPARATIONS
 from inril_ray.gradient_separation.base import combine, gramian_of
 from inril_ray.gradient_separation.naive import Naive
 from inril_ray.gradient_separation.network import Network
 from inril_ray.gradient_separation.pcgrad import PCGrad
 from inril_ray.gradient_separation.upgrad import UPGrad
+from inril_ray.registry import resolve
 from inril_ray.types import InrilError
 from tests.unit.test_gradient_separation import COMBINING, F64, G1, G2, aggregate, run_backward
 
@@ -99,6 +101,25 @@ def test_naive_does_not_reinforce_what_imitation_does_not_reach():
     assert torch.equal(shared.grad, G2)
     assert only_rl.grad is None
     assert only_il.grad.tolist() == [-5.0, -5.0]
+
+
+def test_naive_without_a_finite_imitation_gradient_steps_along_nothing():
+    x = torch.nn.Parameter(torch.zeros(2, dtype=F64))
+    report = Naive().backward((x * G1).sum(), (x * math.nan).sum(), [x])
+    assert (report.weights, report.dropped, report.took) == ((0.0, 0.0), ("il",), (False, False))
+    assert torch.equal(x.grad, torch.zeros(2, dtype=F64))
+
+
+@pytest.mark.parametrize("name", SEPARATIONS)
+def test_a_merged_step_has_both_gradients_unless_one_is_in_the_way(name: str) -> None:
+    """Gradients of one length that don't conflict: whoever merges them leaves neither out."""
+    method = resolve(SEPARATIONS, name, "separation")().merged()
+    if name == "network":
+        assert method.alone == (0.0, 1.0), "there is no parameter that both reach, and merging is refused"
+        return
+    _, report = run_backward(method, G1, 0.6 * G1 + 0.8 * torch.tensor([-G1[1], G1[0]], dtype=F64))
+    assert report.took == (True, True)
+    assert method.alone == (1.0, 1.0)
 
 
 def test_a_dropped_objective_is_dropped_everywhere():

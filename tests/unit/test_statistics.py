@@ -43,6 +43,15 @@ def test_results_in_words():
     score = {"score": 0.35149, "score_low": -0.302, "score_high": 0.40, "eval_return": 1129.7}
     assert score_text(score) == "score 35.1 [-30.2, 40.0] (return 1130)"
     assert score_text({**score, "success_rate": 0.35149}) == "success 35.1 % [-30.2, 40.0]"
+    near, far = {"success_rate_final": 0.351, "success_rate_held": 0.39}, {"success_rate_held": 0.41}
+    assert score_text({**score, "success_rate": 0.35149, **near}) == "success 35.1 % [-30.2, 40.0]"
+    assert score_text({**score, "success_rate": 0.35149, **near, **far}) == (
+        "success reached 35.1 % [-30.2, 40.0] (held 41.0 %)"
+    )
+    passing = {"success_rate_reached": 0.8, "success_rate_held": 0.5}
+    assert score_text({**score, "success_rate": 0.35149, **passing}) == (
+        "success final 35.1 % [-30.2, 40.0] (reached 80.0 %, held 50.0 %)"
+    )
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 4)])

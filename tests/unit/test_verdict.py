@@ -11,7 +11,7 @@ import pytest
 from inril_ray import checkpoint
 from inril_ray.experiment import resolved
 from inril_ray.run_dir import write_json
-from inril_ray.statistics import SCORE, SUCCESS
+from inril_ray.statistics import BY_RULE, SCORE
 from inril_ray.types import InrilError
 from inril_ray.verdict import compare, judge, result_lines, verdict
 
@@ -21,7 +21,11 @@ PATHS = {arm: [f"{arm}_seed{s}" for s in range(3)] for arm in ("rl_only", "inril
 def summaries(scores: dict[str, list[float]], *, has_success: bool) -> dict[str, list[dict[str, Any]]]:
     def outcome(score: float) -> dict[str, float]:
         found = {"score": score, "score_low": score, "score_high": score, "eval_episodes": 4.0, "eval_return": 7.0}
-        return found | ({"success_rate": score} if has_success else {})
+        return found | (
+            {"success_rate": score, "success_rate_held": score - 0.1, "success_rate_final": score}
+            if has_success
+            else {}
+        )
 
     return {
         arm: [
@@ -61,10 +65,12 @@ def test_the_final_scores_are_compared(has_success: bool, expected: str) -> None
     lines = result_lines(result)
     assert lines[-1] == expected
     unit = " %" if has_success else ""
-    assert lines[0] == f"RL only  interquartile mean 50.0{unit} [50.0, 50.0]  (seeds: 50.0, 50.0, 50.0)"
+    others = "; held 40.0 %" if has_success else ""
+    assert lines[0] == f"RL only  interquartile mean 50.0{unit} [50.0, 50.0]  (seeds: 50.0, 50.0, 50.0{others})"
+    assert ("a success if the task is solved after any of its control steps" in "".join(lines)) == has_success
 
 
-@pytest.mark.parametrize("measure", [SUCCESS, SCORE])
+@pytest.mark.parametrize("measure", [BY_RULE["reached"], SCORE])
 def test_a_side_is_taken_only_if_both_intervals_exclude_zero(measure: Any) -> None:
     control = np.array([0.5, 0.5, 0.5])
     assert judge(control - np.array([0.2, 0.21, 0.22]), control, "A", "B", measure)["verdict"] == "hurts"
@@ -79,6 +85,16 @@ def test_runs_of_unequal_length_are_not_compared() -> None:
     runs = summaries({"rl_only": [0.1, 0.2, 0.3], "inril": [0.1, 0.2, 0.3]}, has_success=False)
     runs["inril"][1]["iterations"] = 1
     with pytest.raises(InrilError, match=r"differ in iterations \(\[1, 2\]\)"):
+        compare(runs, PATHS, range(3))
+
+
+def test_runs_that_count_success_by_different_rules_are_not_compared() -> None:
+    runs = summaries({"rl_only": [0.1, 0.2, 0.3], "inril": [0.1, 0.2, 0.3]}, has_success=True)
+    older = runs["inril"][1]["final"]
+    for name in ("success_rate_held", "success_rate_final"):
+        older.pop(name)
+    older["success_rate_any"] = 0.9
+    with pytest.raises(InrilError, match="success by different rules .held and reached.; they can't be compared"):
         compare(runs, PATHS, range(3))
 
 

@@ -28,6 +28,7 @@ class SquareDemonstrator(Demonstrator):
     """
 
     Config = ArmStyleConfig
+    reads = ("v15",)
 
     def __init__(self, rng: np.random.Generator, config: ArmStyleConfig) -> None:
         self._style = ArmStyle(rng, config)

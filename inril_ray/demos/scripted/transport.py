@@ -182,6 +182,7 @@ class TransportDemonstrator(Demonstrator):
     """
 
     Config = ArmStyleConfig
+    reads = ("v15",)
 
     def __init__(self, rng: np.random.Generator, config: ArmStyleConfig) -> None:
         first, second = ArmStyle(rng, config), ArmStyle(rng, config)

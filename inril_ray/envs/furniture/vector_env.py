@@ -51,6 +51,7 @@ class FurnitureTask(Task):
             obs_keys=tuple(keys),
             recorded_as=furniture.name,
             num_stages=len(furniture.pairs),
+            success=self.chosen_success(config),
         )
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:

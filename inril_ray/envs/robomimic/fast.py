@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 from typing import Any
 
 import numpy as np
@@ -124,10 +123,6 @@ class FastRobomimicEnv(SimVectorEnv):
         """Return the MJCF model of one environment, as robosuite would build it."""
         thing = self._things[index]
         return self._template_xml if thing is None else with_object(self._template_xml, thing)
-
-    def env_args(self) -> str:
-        """Return robomimic's ``env_args`` as JSON."""
-        return json.dumps(self.task.env_args(package_versions()["robosuite"]), indent=4)
 
     def render_env(self, index: int, width: int = 320, height: int = 240) -> np.ndarray:
         """Return a picture [height, width, 3] of one environment."""

@@ -24,6 +24,8 @@ CONTROL_HZ = 20
 SUBSTEPS = 25
 """Physics steps of 2 ms per control step."""
 OSC_KP = 150.0
+OLD_RELEASE = "1.4.1"
+"""Of robosuite, whose rules ``v141`` are."""
 OSC_OUTPUT = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
 """Metres and radians that an action of 1 asks for."""
 
@@ -59,6 +61,7 @@ class RobomimicTask(Task):
             obs_keys=self.obs_keys,
             recorded_as=self.env_name,
             semantics=self.chosen_semantics(config),
+            success=self.chosen_success(config),
         )
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
@@ -74,8 +77,16 @@ class RobomimicTask(Task):
             from inril_ray.envs.robomimic.fast import FastRobomimicEnv as Backend
         return Backend(self, config, num_envs, seed, purpose, first_env)
 
-    def env_args(self, robosuite_version: str) -> dict[str, Any]:
-        """Return robomimic's ``env_args`` for data recorded here."""
+    def env_args(self, robosuite_version: str, semantics: str = "v15") -> dict[str, Any]:
+        """Return robomimic's ``env_args`` for data recorded here.
+
+        Args:
+            robosuite_version: that simulates.
+            semantics: rules that it follows. Those of 1.4.1 are stated as that release's, in its words: by them, not by
+                what simulated them, a reader knows what the numbers mean.
+        """
+        if semantics == "v141":
+            return self._env_args_141()
         part = {
             "type": "OSC_POSE",
             "input_max": 1,
@@ -114,6 +125,19 @@ class RobomimicTask(Task):
                 **({"env_configuration": "opposed"} if self.num_arms == 2 else {}),
             },
         }
+
+    def _env_args_141(self) -> dict[str, Any]:
+        """Return the same in the words of robosuite 1.4, whose controllers have no parts and no choice of frame."""
+        described = self.env_args(OLD_RELEASE)
+        kwargs = described["env_kwargs"]
+        part = dict(kwargs["controller_configs"]["body_parts"]["right"])
+        for name in ("input_type", "input_ref_frame", "gripper"):
+            del part[name]
+        kwargs["controller_configs"] = {**part, "control_delta": True}
+        del kwargs["lite_physics"]
+        if self.num_arms == 2:
+            kwargs["env_configuration"] = "single-arm-opposed"
+        return described
 
 
 def _task(
