@@ -21,7 +21,7 @@ import ray
 
 from inril_ray.config import build
 from inril_ray.demos.store import write_arrow
-from inril_ray.distributed.driver import start_ray
+from inril_ray.distributed.cluster import start_ray
 from inril_ray.report import write_sweep_report
 from inril_ray.sweep import SweepConfig, result_lines
 from inril_ray.tracking.jsonl import read_metrics
