@@ -91,7 +91,7 @@ def peak(commands: list[list[str]]) -> dict[str, float]:
 
 def sweep(folder: Path) -> None:
     """Run the sweep in this process, on a cluster that holds four trials at once."""
-    from inril_ray.distributed.driver import start_ray
+    from inril_ray.distributed.cluster import start_ray
     from inril_ray.sweep import read_sweep
     from inril_ray.tune import run_sweep
 

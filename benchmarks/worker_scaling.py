@@ -17,7 +17,8 @@ import ray
 
 from benchmarks.result import write
 from inril_ray import envs
-from inril_ray.distributed.driver import RayBackend, start_ray
+from inril_ray.distributed.cluster import start_ray
+from inril_ray.distributed.driver import RayBackend
 from inril_ray.envs.base import EnvConfig
 from inril_ray.experiment import load_config, load_demos
 from inril_ray.threads import available_cpus

@@ -316,7 +316,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _verdict(arguments: argparse.Namespace) -> None:
     from inril_ray.experiment import resolved
     from inril_ray.report import write_run_report, write_verdict_report
-    from inril_ray.run import run
+    from inril_ray.run import run, tags
     from inril_ray.tracking.mlflow import parent_of
     from inril_ray.verdict import DEFAULT_ARMS, checked, result_lines, verdict
 
@@ -325,20 +325,20 @@ def _verdict(arguments: argparse.Namespace) -> None:
     config = checked(layers, arguments.seeds, arms)
     out = arguments.out or _default_out("verdict", config.task)
     make_backend = _make_backend(arguments.local)
-    parent = parent_of(out, config.tracking, {"seeds": arguments.seeds, "bc_reg": arguments.bc_reg, **resolved(config)})
+    asked = {"seeds": arguments.seeds, "bc_reg": arguments.bc_reg, **resolved(config)}
 
     def run_one(config: Any, path: Path, resume: bool) -> dict[str, Any]:
         summary = run(config, path, make_backend, resume=resume, parent=out)
         write_run_report(path)
         return summary
 
-    result = verdict(layers, out, seeds=arguments.seeds, run_one=run_one, arms=arms)
-    print("\n".join(result_lines(result)))
-    print(f"Report: {write_verdict_report(out)}")
-    if parent is not None:
-        parent.finish(
-            {f"{arm} iqm": a["iqm"]["value"] for arm, a in result["arms"].items()}, ("verdict.json", "report.html")
-        )
+    with parent_of(out, config.tracking, asked, tags(config)) as parent:
+        result = verdict(layers, out, seeds=arguments.seeds, run_one=run_one, arms=arms)
+        print("\n".join(result_lines(result)))
+        print(f"Report: {write_verdict_report(out)}")
+        if parent is not None:
+            means = {f"eval/{arm} iqm": a["iqm"]["value"] for arm, a in result["arms"].items()}
+            parent.finish(means, ("verdict.json", "report.html"))
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

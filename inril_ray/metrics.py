@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -118,6 +118,38 @@ METRICS: dict[str, str] = {
 }
 """Name to meaning and unit: the metric glossary."""
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "eval": (
+        "score", "score_low", "score_high", "success_rate", "success_rate_low", "success_rate_high", "success_rate_any",
+        "eval_episodes", "eval_return",
+    ),
+    "train": (
+        "iteration", "env_steps", "rl_iterations", "rl_updates", "il_iterations", "il_updates", "train_success_rate",
+        "train_return", "train_episodes", "finished_decisions", "interleave_every", "interleave_target", "il_loss",
+        "il_probe_loss", "il_probe_loss_all", "il_probe_loss_before", "il_probe_loss_all_before", "correction_il_loss",
+        "double_descent", "bc_loss", "bc_weight", "policy_loss", "rl_surrogate_before", "rl_surrogate_after",
+        "value_loss", "expectile_loss", "explained_variance", "q_target", "q_policy", "q_spread", "q_slope",
+        "conservative_gap", "entropy", "imitation_weight", "replay_size", "approx_kl", "clip_fraction", "early_stop",
+        "kl_base", "base_change", "policy_lag", "obs_out_of_range", "dropped_samples", "nan_resets", "worker_restarts",
+    ),
+    "grad": (
+        "rho", "rho_se", "rho_ema", "rho_ema_se", "rho_advantage", "grad_norm_advantage", "grad_cosine",
+        "conflict_rate", "grad_norm_rl", "grad_norm_il", "grad_inner", "noise_scale_rl", "noise_scale_il",
+        "delta_il_rl", "beta_il_rl", "il_share", "separation_weight_rl", "separation_weight_il",
+        "inner_after_rl", "inner_after_il", "stalled_steps", "step_harm_rl", "step_harm_il", "skipped_updates",
+        "dropped_objectives",
+    ),
+    "time": (
+        "env_steps_per_s", "learner_idle_share", "queue_age_s", "rollout_s", "simulation_s", "inference_s", "rl_s",
+        "il_s", "diagnostics_s", "eval_s", "checkpoint_s",
+    ),
+}  # fmt: skip
+"""Group to its metrics: what TensorBoard, MLflow and W&B call ``eval/score`` is ``score`` everywhere else."""
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+
+Ended = Literal["finished", "stopped", "failed"]
+"""How a run ended: with its summary, by SIGTERM or Ctrl-C, or by an error."""
+
 
 class Tracker(Protocol):
     """Writes metrics somewhere. Knows nothing about training."""
@@ -126,8 +158,8 @@ class Tracker(Protocol):
         """Write metrics measured after ``step`` environment steps."""
         ...
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self, ended: Ended = "finished") -> None:
+        """Write what is left, and how the run ended."""
         ...
 
 
@@ -160,3 +192,8 @@ def checked(metrics: Mapping[str, float]) -> dict[str, float]:
     if unknown:
         raise KeyError(f"Metrics {sorted(unknown)} are not in the table of inril_ray.metrics.")
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def grouped(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return metrics under the names that they have in dashboards, such as ``eval/score``; see :data:`GROUPS`."""
+    return {f"{_GROUP_OF[name]}/{name}": value for name, value in metrics.items()}

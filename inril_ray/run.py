@@ -15,9 +15,9 @@ from typing import Any
 from inril_ray import checkpoint, health
 from inril_ray.backend import Backend
 from inril_ray.config import fingerprint
-from inril_ray.demos.store import DemoArrays
+from inril_ray.demos.store import DemoArrays, DemoInfo
 from inril_ray.experiment import ExperimentConfig, load_demos, resolved
-from inril_ray.metrics import Tracker
+from inril_ray.metrics import Ended, Tracker
 from inril_ray.registry import resolve
 from inril_ray.run_dir import claimed, provenance, write_json
 from inril_ray.session import STOPPED, Session, StopRequest
@@ -35,6 +35,7 @@ def run(
     *,
     resume: bool = False,
     demos: DemoArrays | None = None,
+    name: str | None = None,
     parent: Path | None = None,
     trackers: Sequence[Tracker] = (),
     say: Callable[[str], None] = print,
@@ -47,6 +48,7 @@ def run(
         make_backend: makes the parts.
         resume: go on from the newest intact checkpoint in ``run_dir``.
         demos: where they are in memory already; otherwise they are loaded from the configured file.
+        name: of the run in trackers; None: that of the directory.
         parent: directory of the sweep or verdict that the run is part of.
         trackers: further ones, beside those of the configuration.
         say: prints a line.
@@ -67,7 +69,7 @@ def run(
         tell(f"Demonstrations: {warning}")
     run_dir.mkdir(parents=True, exist_ok=True)
     with claimed(run_dir, tell):
-        return _run(config, run_dir, make_backend, resume, demos, parent, trackers, tell)
+        return _run(config, run_dir, make_backend, resume, demos, name or run_dir.name, parent, trackers, tell)
 
 
 def _run(
@@ -76,6 +78,7 @@ def _run(
     make_backend: Callable[[ExperimentConfig, DemoArrays], Backend],
     resume: bool,
     demos: DemoArrays,
+    name: str,
     parent: Path | None,
     trackers: Sequence[Tracker],
     say: Callable[[str], None],
@@ -102,14 +105,17 @@ def _run(
         findings += health.versions(before if isinstance(before, dict) else {}, origin["versions"])
     about = {"config": values, "hash": fingerprint(values), **origin, "demos": dataclasses.asdict(demos.info)}
     active: list[Tracker] = []
+    ended: Ended = "failed"
     closing = contextlib.ExitStack()
     try:
         with StopRequest() as stop:
+            found = tags(config, demos.info, origin["commit"])
+            # First: a server may not be there, and Ray takes its time to start.
+            for tracker in _trackers(config, run_dir, values, name, found, demos.info, parent):
+                active.append(tracker)  # noqa: PERF402 - one by one, so that those before it are closed
             backend = make_backend(config, demos)
             closing.callback(backend.close)
             session = Session(config, run_dir, backend, active, say)
-            for tracker in _trackers(config, run_dir, values, parent):  # first: a server may not be there
-                active.append(tracker)  # noqa: PERF402 - one by one, so that those before it are closed
             active += [*backend.trackers(run_dir.name), *trackers]
             session.check(findings)
             if saved is None:
@@ -130,27 +136,56 @@ def _run(
             if session.iteration == 0:
                 session.log_base()
             session.iterate(stop)
-            return session.finish(demos)
+            summary = session.finish(demos)
+            ended = "finished"
+            return summary
+    except KeyboardInterrupt:
+        ended = "stopped"
+        raise
     except SystemExit:  # while Ray starts, its own handler is there, which has other numbers
+        ended = "stopped"
         say(f"Stopped by SIGTERM. The same command goes on with {run_dir}.")
         raise SystemExit(STOPPED) from None
     finally:
         with closing:
             for tracker in reversed(active):
-                closing.callback(tracker.close)
+                closing.callback(tracker.close, ended)
 
 
 def _trackers(
-    config: ExperimentConfig, run_dir: Path, values: Mapping[str, Any], parent: Path | None
+    config: ExperimentConfig,
+    run_dir: Path,
+    values: Mapping[str, Any],
+    name: str,
+    found_by: Mapping[str, str],
+    demos: DemoInfo,
+    parent: Path | None,
 ) -> Iterator[Tracker]:
     context = TrackerContext(
         run_dir=run_dir,
-        name=run_dir.name,
+        name=name,
         config=values,
         num_iterations=config.num_iterations,
         mlflow_uri=config.tracking.mlflow_uri,
         mlflow_experiment=config.tracking.mlflow_experiment,
+        tags=found_by,
+        demos=demos,
         parent=parent,
     )
-    for name in config.tracking.trackers:
-        yield resolve(TRACKERS, name, "tracker")(context)
+    for tracker in config.tracking.trackers:
+        yield resolve(TRACKERS, tracker, "tracker")(context)
+
+
+def tags(config: ExperimentConfig, demos: DemoInfo | None = None, commit: str | None = None) -> dict[str, str]:
+    """Return what trackers find a run, a sweep or a verdict by.
+
+    Args:
+        config: of the run, or of one of several.
+        demos: its demonstrations, where there is one set of them.
+        commit: of the source tree; None asks git.
+    """
+    found = {"task": config.task, "algorithm": config.algorithm}
+    if demos is not None:
+        found["demos"] = demos.source_file
+    commit = commit or provenance()["commit"]
+    return found | ({"commit": commit} if commit else {})

@@ -7,6 +7,7 @@ of the origin. Its task object is :data:`FAKE_TASK`; ``register_fake_task(monkey
 from __future__ import annotations
 
 import dataclasses
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,42 @@ def fake_spec(max_episode_steps: int = 10) -> EnvSpec:
         control_hz=20.0,
         obs_keys=(("position", 2), ("clock", 1)),
     )
+
+
+class StandInWandb(ModuleType):
+    """What the tracker uses of the package ``wandb``, and what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.runs: list[StandInRun] = []
+
+    def init(self, **given: Any) -> StandInRun:
+        self.runs.append(StandInRun(given))
+        return self.runs[-1]
+
+
+class StandInRun:
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.given, self.id = given, given["id"]
+        self.logged: list[dict[str, float]] = []
+        self.axes: dict[str, str] = {}
+        self.exit_code: int | None = None
+        self.gone = False
+
+    def define_metric(self, name: str, *, step_metric: str) -> None:
+        self.axes[name] = step_metric
+
+    def log(self, metrics: dict[str, float]) -> None:
+        self._ask()
+        self.logged.append(metrics)
+
+    def finish(self, *, exit_code: int) -> None:
+        self._ask()
+        self.exit_code = exit_code
+
+    def _ask(self) -> None:
+        if self.gone:
+            raise ConnectionError("The service process is gone.")
 
 
 class FakeEnv(SimVectorEnv):

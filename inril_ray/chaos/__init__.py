@@ -5,7 +5,6 @@ Every drill is a run of the same tiny experiment as an undisturbed one, whose re
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from inril_ray.backend import LocalBackend
 from inril_ray.chaos import actors, processes
 from inril_ray.chaos.result import Drill, line
+from inril_ray.distributed.cluster import cluster_address
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import ExperimentConfig
 from inril_ray.run import run
@@ -65,7 +65,7 @@ def chaos(
         raise InrilError(f"--repetitions {repetitions}: at least 1 is needed.")
     if directory.exists() and any(directory.iterdir()):
         raise InrilError(f"--out {directory}: choose a new directory.")
-    if "RAY_ADDRESS" in os.environ:
+    if cluster_address():
         raise InrilError("RAY_ADDRESS is set: drills kill processes, and do so on a cluster of their own only.")
     undisturbed: dict[bool, Path] = {}
     for on_ray in sorted({_on_ray(fault) for fault in faults}):

@@ -15,7 +15,7 @@ import psutil
 import ray
 
 from inril_ray.chaos.result import ATTEMPTS, Drill, orphans, same, temporary_files
-from inril_ray.distributed.driver import RayBackend
+from inril_ray.distributed.driver import START_TIMEOUT_S, RayBackend
 from inril_ray.experiment import ExperimentConfig
 from inril_ray.run import run
 from inril_ray.run_dir import has_checkpoint
@@ -112,4 +112,4 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
 
 
 def _processes(actors: Sequence[Any]) -> list[psutil.Process]:
-    return [psutil.Process(pid) for pid in ray.get([actor.ready.remote() for actor in actors])]
+    return [psutil.Process(pid) for pid in ray.get([actor.ready.remote() for actor in actors], timeout=START_TIMEOUT_S)]

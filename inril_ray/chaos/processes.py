@@ -31,7 +31,8 @@ from ray.exceptions import ObjectStoreFullError
 from inril_ray import checkpoint
 from inril_ray.backend import Backend, LocalBackend
 from inril_ray.chaos.result import ATTEMPTS, Drill, orphans, same, temporary_files
-from inril_ray.distributed.driver import RayBackend, start_ray
+from inril_ray.distributed.cluster import start_ray
+from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import ExperimentConfig, load_config, resolved
 from inril_ray.run import run
 from inril_ray.run_dir import has_checkpoint, write_json

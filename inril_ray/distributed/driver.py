@@ -5,11 +5,7 @@ It never touches tensors. Fragments go from worker to learner by reference; the 
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +18,13 @@ from ray.util import get_current_placement_group
 
 from inril_ray.backend import deal
 from inril_ray.demos.store import DemoArrays
+from inril_ray.distributed.cluster import start_ray
 from inril_ray.distributed.demo_service import DemoService
 from inril_ray.distributed.gauges import GaugeTracker
 from inril_ray.distributed.weights import WeightRefs
 from inril_ray.distributed.workers import FragmentMeta, LearnerActor, RolloutWorker
 from inril_ray.experiment import ExperimentConfig, task_spec
 from inril_ray.metrics import Tracker
-from inril_ray.threads import available_cpus
 from inril_ray.types import EpisodeStats, InrilError
 
 START_TIMEOUT_S = 300.0
@@ -57,51 +53,6 @@ def connect(config: ExperimentConfig) -> None:
             f"compute.num_workers = {config.compute.num_workers}: workers and learner need {needed} CPUs, "
             f"the cluster has {total:.0f}. Lower it: a run goes on with any number of workers."
         )
-
-
-def start_ray(num_cpus: int, **options: Any) -> float:
-    """Join the cluster that this process belongs to, or start a local one; return the CPUs that it has.
-
-    Args:
-        num_cpus: logical CPUs that a local one has at least.
-        options: further ones of ``ray.init`` for a local one.
-
-    Raises:
-        InrilError: Ray did not start.
-    """
-    try:
-        _init_ray(num_cpus, options)
-        return ray.cluster_resources().get("CPU", 0.0)
-    except Exception as error:  # Ray raises bare ones, too, where one of its processes is gone
-        raise InrilError(f"Ray did not start: {_first_line(error).rstrip('.')}. Start the run again.") from None
-
-
-def _init_ray(num_cpus: int, options: Mapping[str, Any]) -> None:
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        handler = signal.getsignal(signal.SIGTERM)
-        # Ray 2.60 warns that this will become its default: leave the GPU variables of CPU-only actors alone.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(logging_level=logging.WARNING)
-        else:
-            # Ray gives its processes almost the lowest priority, so that anything else on the machine starves them.
-            # Here they are the job. Measured: beside two busy processes a learner did not start within 300 s.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            # Logical CPUs: in sync mode workers and learner take turns, so a local cluster may have more than cores.
-            # Without the dashboard: eleven processes and 0.25 GB that a cluster of one run's own has no use for.
-            # Not the one that somebody's `ray start` left on this machine, which Ray would look for otherwise.
-            ray.init(
-                address="local",
-                num_cpus=max(available_cpus(), num_cpus),
-                logging_level=logging.WARNING,
-                log_to_driver=True,
-                include_dashboard=False,
-                **options,
-            )
-        # Ray has put a handler of its own in the place of a run's, which ends well.
-        if callable(handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
 
 
 class LostError(InrilError):
@@ -219,7 +170,8 @@ class RayBackend:
         while True:
             self._retire(index, reason)
             try:  # Its deadline must not run while it starts.
-                ray.get(self._started(self._spawn(index), f"replacement of rollout worker {index}"))
+                started = self._started(self._spawn(index), f"replacement of rollout worker {index}")
+                ray.get(started, timeout=START_TIMEOUT_S)
                 return
             except RayError as error:  # it was put on a node that is leaving as well, or is full
                 reason = _first_line(error)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
-from inril_ray.metrics import METRICS
+from inril_ray.metrics import METRICS, Ended
 
 SHOWN = (
     "iteration",
@@ -50,5 +50,5 @@ class GaugeTracker:
             if name in metrics:
                 gauge.set(metrics[name], self._tags)
 
-    def close(self) -> None:
+    def close(self, ended: Ended = "finished") -> None:
         """Nothing to write."""

@@ -10,5 +10,6 @@ TRACKERS: dict[str, str] = {
     "jsonl": "inril_ray.tracking.jsonl:JsonlTracker",
     "mlflow": "inril_ray.tracking.mlflow:MlflowTracker",
     "tensorboard": "inril_ray.tracking.tensorboard:TensorBoardTracker",
+    "wandb": "inril_ray.tracking.wandb:WandbTracker",
 }
 """Tracker name to its class."""

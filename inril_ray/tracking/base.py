@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from inril_ray.demos.store import DemoInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +16,15 @@ class TrackerContext:
 
     run_dir: Path
     name: str
+    """For people."""
     config: Mapping[str, Any]
     """Resolved, plain."""
     num_iterations: int
     mlflow_uri: str | None
     """Tracking server or store; None is a local one beside the run directory."""
     mlflow_experiment: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What runs are found by: task, algorithm, demonstrations, commit."""
+    demos: DemoInfo | None = None
     parent: Path | None = None
     """Directory of the sweep or verdict that the run is part of."""

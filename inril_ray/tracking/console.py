@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from inril_ray.metrics import Ended
 from inril_ray.statistics import score_text
 from inril_ray.tracking.base import TrackerContext
 
@@ -63,7 +64,7 @@ class ConsoleTracker:
         left = f" | {elapsed / done * (self._total - iteration):.0f} s left" if done > 0 else ""
         print(f"iteration {iteration}/{self._total} | {step} env steps | {note}{left}", flush=True)
 
-    def close(self) -> None:
+    def close(self, ended: Ended = "finished") -> None:
         """Leave the bar as it stands."""
         if self._progress is not None:
             self._progress.stop()

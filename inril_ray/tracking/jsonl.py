@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inril_ray.checkpoint import replace_text
+from inril_ray.metrics import Ended
 from inril_ray.tracking.base import TrackerContext
 
 FILE = "metrics.jsonl"
@@ -27,7 +28,7 @@ class JsonlTracker:
             file.flush()
             os.fsync(file.fileno())
 
-    def close(self) -> None:
+    def close(self, ended: Ended = "finished") -> None:
         """Nothing is open."""
 
 

@@ -18,12 +18,17 @@ from urllib.parse import urlsplit
 
 from inril_ray.checkpoint import replace_text
 from inril_ray.config import flat
+from inril_ray.demos.store import DemoInfo
+from inril_ray.metrics import Ended, grouped
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.types import InrilError
 
 ID_FILE = "mlflow_run_id"
 PARENT_TAG = "mlflow.parentRunId"
 ARTIFACTS = "mlartifacts"
+STATUS: dict[Ended, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+DIGEST = 36
+"""Characters of a data set's digest that MLflow takes."""
 BATCH = 1000
 """Metrics that a server takes in one request."""
 KEPT = 200_000
@@ -74,18 +79,28 @@ def _keep_credentials(uri: str) -> None:
 
 
 def _run_of(
-    client: Any, directory: Path, experiment: str, name: str, artifacts: Path | None, parent: Path | None = None
+    client: Any,
+    directory: Path,
+    experiment: str,
+    name: str,
+    artifacts: Path | None,
+    tags: Mapping[str, str],
+    parent: Path | None = None,
 ) -> tuple[str, bool]:
-    """Return the MLflow run of a directory, and whether it is new.
+    """Return the MLflow run of a directory, which is running from now on, and whether it is new.
 
     A new experiment of a local store keeps its artifacts beside it, not where the command happened to be started.
     """
+    from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
 
+    if commit := tags.get("commit"):
+        tags = {**tags, "mlflow.source.git.commit": commit}  # which MLflow's own table of runs shows
     run_id = known_run(directory)
     if run_id is not None:
         try:
             client.update_run(run_id, status="RUNNING")
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
             return run_id, False
         except MlflowException as error:
             if error.error_code not in FORGOTTEN:
@@ -94,7 +109,7 @@ def _run_of(
     place = {"artifact_location": artifacts.resolve().as_uri()} if artifacts else {}
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, **place)
     above = known_run(parent) if parent else None
-    tags = {PARENT_TAG: above} if above else {}
+    tags = {**tags, PARENT_TAG: above} if above else dict(tags)
     run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
     replace_text(directory / ID_FILE, run_id)
     return run_id, True
@@ -128,10 +143,18 @@ class MlflowTracker:
         try:
             with _answering(place):
                 self._run_id, new = _run_of(
-                    self._client, context.run_dir, context.mlflow_experiment, context.name, artifacts, parent
+                    self._client,
+                    context.run_dir,
+                    context.mlflow_experiment,
+                    context.name,
+                    artifacts,
+                    context.tags,
+                    parent,
                 )
                 if new:
                     _log_params(self._client, self._run_id, context.config)
+                    if context.demos is not None:
+                        _log_demos(self._client, self._run_id, context.demos, context.config.get("demos"))
         except InrilError as error:
             known = known_run(context.run_dir)
             if known is None:
@@ -144,7 +167,7 @@ class MlflowTracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._waiting.extend(Metric(k, v, now, step) for k, v in metrics.items())
+        self._waiting.extend(Metric(k, v, now, step) for k, v in grouped(metrics).items())
         if time.monotonic() >= self._again_at:
             self._send()
 
@@ -169,16 +192,15 @@ class MlflowTracker:
         self._pause_s = min(max(2 * self._pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
         self._again_at = time.monotonic() + self._pause_s
 
-    def close(self) -> None:
-        """Attach the summary and mark the run as finished."""
+    def close(self, ended: Ended = "finished") -> None:
+        """Attach the summary and mark how the run ended."""
         self._send()
         why = f"{len(self._waiting)} metrics were not taken." if self._waiting else ""
         if not why:
             try:
+                self._client.set_terminated(self._run_id, STATUS[ended])  # whether its artifacts are taken or not
                 names = ("config.json", "summary.json", "report.html", "media")
                 _attach(self._client, self._run_id, self._run_dir, names)
-                finished = (self._run_dir / "summary.json").is_file()
-                self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
             except Exception as error:  # of a store of artifacts, too: the run itself is complete
                 why = _reason(error)
         if why:
@@ -198,7 +220,7 @@ def _answering(place: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        todo = "Make room for it, or move it away" if place.startswith("sqlite:") else "Start the server"
+        todo = "Make room for it, or move it away" if place.startswith("sqlite") else "Start the server"
         raise InrilError(
             f"MLflow at {place} does not answer: {_reason(error)} {todo}, or leave MLflow out: "
             "--set tracking.trackers=[console,jsonl,tensorboard]."
@@ -213,40 +235,55 @@ class MlflowParent:
         uri: of the tracking server; None is a local store.
         experiment: name.
         params: what was asked for.
+        tags: what it is found by.
 
     Raises:
         InrilError: the server or store does not answer now.
     """
 
-    def __init__(self, directory: Path, uri: str | None, experiment: str, params: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, uri: str | None, experiment: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> None:
         place = uri or local_store(directory.parent)
         self._client, self._directory = connect(place), directory
         directory.mkdir(parents=True, exist_ok=True)
         artifacts = None if uri else directory.parent / ARTIFACTS
         with _answering(place):
-            self._run_id, new = _run_of(self._client, directory, experiment, directory.name, artifacts)
+            self._run_id, new = _run_of(self._client, directory, experiment, directory.name, artifacts, tags)
             if new:
                 _log_params(self._client, self._run_id, params)
 
-    def finish(self, metrics: Mapping[str, float], artifacts: Sequence[str], stopped: Sequence[Path] = ()) -> None:
-        """Write the outcome, and mark as ended what a scheduler cut short; say so where the server does not take it.
+    def finish(
+        self, metrics: Mapping[str, float], artifacts: Sequence[str], ended: Mapping[Path, Ended] | None = None
+    ) -> None:
+        """Write the outcome, and mark runs that could not do so themselves; say so where the server does not take it.
 
         Args:
             metrics: name to value.
             artifacts: files and folders of the directory, those that there are.
-            stopped: directories of runs that were ended from outside.
+            ended: directories of runs that were cut short or failed, and which of it.
         """
         try:
             for name, value in metrics.items():
                 self._client.log_metric(self._run_id, name, value)
             _attach(self._client, self._run_id, self._directory, artifacts)
-            for path in stopped:
+            for path, how in (ended or {}).items():
                 if run_id := known_run(path):
-                    self._client.set_terminated(run_id, "KILLED")
-            self._client.set_terminated(self._run_id, "FINISHED")
+                    self._client.set_terminated(run_id, STATUS[how])
         except Exception as error:
-            reason = f"{_reason(error)} What {self._directory} holds is."
-            print(f"The MLflow run {self._run_id} is not complete: {reason}", flush=True)
+            self._tell(error)
+        self.end("finished")
+
+    def end(self, ended: Ended) -> None:
+        """Mark how it ended; say so where the server does not take it."""
+        try:
+            self._client.set_terminated(self._run_id, STATUS[ended])
+        except Exception as error:
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        reason = f"{_reason(error)} What {self._directory} holds is."
+        print(f"The MLflow run {self._run_id} is not complete: {reason}", flush=True)
 
     def register(self, name: str, folder: str, tags: Mapping[str, str]) -> str:
         """Register a folder of the directory as a new version of a model; return ``name`` and version.
@@ -266,17 +303,29 @@ class MlflowParent:
         return f"{name} version {version.version}"
 
 
-def parent_of(directory: Path, tracking: Any, params: Mapping[str, Any]) -> MlflowParent | None:
-    """Return the MLflow run of a sweep or a verdict, None where MLflow is not among its trackers.
+@contextlib.contextmanager
+def parent_of(
+    directory: Path, tracking: Any, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> Iterator[MlflowParent | None]:
+    """Give the MLflow run of a sweep or a verdict, None where MLflow is not among its trackers.
+
+    It is marked as failed or stopped where an exception ends it, which goes on.
 
     Args:
         directory: of the sweep or verdict.
         tracking: section ``tracking`` of the configuration.
         params: what was asked for.
+        tags: what it is found by.
     """
     if "mlflow" not in tracking.trackers:
-        return None
-    return MlflowParent(directory, tracking.mlflow_uri, tracking.mlflow_experiment, params)
+        yield None
+        return
+    parent = MlflowParent(directory, tracking.mlflow_uri, tracking.mlflow_experiment, params, tags)
+    try:
+        yield parent
+    except BaseException as error:
+        parent.end("failed" if isinstance(error, Exception) else "stopped")
+        raise
 
 
 def _log_params(client: Any, run_id: str, values: Mapping[str, Any]) -> None:
@@ -287,6 +336,15 @@ def _log_params(client: Any, run_id: str, values: Mapping[str, Any]) -> None:
     params = [Param(key, str(value)[:500]) for key, value in written.items()]
     for start in range(0, len(params), 100):
         client.log_batch(run_id, params=params[start : start + 100])
+
+
+def _log_demos(client: Any, run_id: str, demos: DemoInfo, path: str | None) -> None:
+    """Fill MLflow's field for the data set of a run: its digest is the hash of the demonstrations."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": path or demos.source_file})
+    data = Dataset(demos.source_file, demos.content_hash[:DIGEST], "local", source)
+    client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
 
 
 def _attach(client: Any, run_id: str, directory: Path, names: Sequence[str]) -> None:
@@ -307,7 +365,7 @@ def local_store(directory: Path) -> str:
         InrilError: it is not there and can't be made.
     """
     file = (directory / "mlflow.db").resolve()
-    place = f"sqlite:///{file}?timeout=60"
+    place = _address(file, timeout="60")
     if not file.exists():
         # MLflow makes its tables one by one, and can't go on with some of them: those of a process that was killed, or
         # had no room, would be in the way of every later run. So they are made elsewhere.
@@ -322,11 +380,19 @@ def local_store(directory: Path) -> str:
     return place
 
 
+def _address(file: Path, **options: str) -> str:
+    """Return the address of a SQLite file, whose path may hold what means something in an address."""
+    from sqlalchemy import URL
+
+    # With its driver: MLflow makes a directory of what follows `sqlite:///`, as it stands there.
+    return URL.create("sqlite+pysqlite", database=str(file), query=options).render_as_string()
+
+
 @functools.cache
 def _empty_store() -> bytes:
     with tempfile.TemporaryDirectory() as elsewhere:
         made = Path(elsewhere) / "mlflow.db"
-        connect(f"sqlite:///{made}")
+        connect(_address(made))
         return made.read_bytes()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from inril_ray.metrics import Ended, grouped
 from inril_ray.tracking.base import TrackerContext
 
 
@@ -17,10 +18,10 @@ class TensorBoardTracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one point for each metric."""
-        for name, value in metrics.items():
+        for name, value in grouped(metrics).items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, ended: Ended = "finished") -> None:
         """Close the files."""
         self._writer.close()

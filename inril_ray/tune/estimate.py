@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +14,9 @@ from scipy.optimize import nnls
 
 from inril_ray.backend import LocalBackend
 from inril_ray.config import merge
+from inril_ray.distributed.cluster import cluster_address, start_ray
 from inril_ray.distributed.demo_service import DemoService, fetch
-from inril_ray.distributed.driver import START_TIMEOUT_S, explained, start_ray
+from inril_ray.distributed.driver import START_TIMEOUT_S, explained
 from inril_ray.experiment import ExperimentConfig, load_config, resolved, task_spec
 from inril_ray.registry import resolve
 from inril_ray.schedules import SCHEDULES
@@ -174,7 +174,7 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, 
         len({base_key(sweep, s) for s in settings_of(sweep)} or {0}) * config.pretrain.num_epochs * found["epoch_s"]
     )
     workers = 1 if local else config.compute.num_workers
-    cores = ray.cluster_resources().get("CPU", 1.0) if "RAY_ADDRESS" in os.environ else float(available_cpus())
+    cores = ray.cluster_resources().get("CPU", 1.0) if cluster_address() else float(available_cpus())
     at_once = max(1, int(ray.cluster_resources().get("CPU", 1.0)) // bundle_cpus(config, local))
     if gpus:
         at_once = max(1, min(at_once, int(ray.cluster_resources()["GPU"])))

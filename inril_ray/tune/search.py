@@ -6,6 +6,7 @@ not run again and what is not goes on from its last checkpoint. Trials of a node
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -26,7 +27,8 @@ from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos, resolved
-from inril_ray.run import run
+from inril_ray.metrics import Ended
+from inril_ray.run import run, tags
 from inril_ray.run_dir import claimed, continues, finished, has_checkpoint, provenance, read_json, write_json
 from inril_ray.sweep import (
     Between,
@@ -80,7 +82,7 @@ class TuneTracker:
             saved = tune.Checkpoint.from_directory(str(checkpoint.newest(self._checkpoints)))
         tune.report({**metrics, "env_steps": step}, checkpoint=saved)
 
-    def close(self) -> None:
+    def close(self, ended: Ended = "finished") -> None:
         """Nothing is open."""
 
 
@@ -125,7 +127,7 @@ def run_sweep(
         if demo_key(config) not in services:
             services[demo_key(config)] = DemoService(load_demos(config))
     directory.mkdir(parents=True, exist_ok=True)
-    with claimed(directory, say):
+    with claimed(directory, say), contextlib.ExitStack() as closing:
         estimate = plan.get("estimate")
         if estimate is None:
             estimate = estimated(sweep, example, services[demo_key(example)], local)
@@ -137,7 +139,7 @@ def run_sweep(
                 "settings or seeds, or give the cluster more CPUs."
             )
         write_json(plan_file, {"sweep": plain, "hash": identity, "estimate": estimate})
-        parent = parent_of(directory, example.tracking, plain)
+        parent = closing.enter_context(parent_of(directory, example.tracking, plain, tags(example)))
         bases = {}
         for setting in starts:
             handle = services[demo_key(trial_config(sweep, setting, sweep.seeds.search[0]))].handle
@@ -148,7 +150,16 @@ def run_sweep(
                 own = base_config(sweep, setting)
                 resume = has_checkpoint(bases[key])
                 backend, arrays = _backend(local, handle), fetch(handle)
-                run(own, bases[key], backend, resume=resume, demos=arrays, parent=directory, say=lambda _: None)
+                run(
+                    own,
+                    bases[key],
+                    backend,
+                    resume=resume,
+                    demos=arrays,
+                    name=f"cloned policy {key}",
+                    parent=directory,
+                    say=lambda _: None,
+                )
         plan = Plan(
             sweep=sweep,
             directory=directory.resolve(),
@@ -160,7 +171,7 @@ def run_sweep(
         result = gather(sweep, outcomes, directory.resolve())
         result |= {"estimate": estimate, "demo_store": _store_figures(services), **provenance()}
         write_json(directory / "sweep.json", result)
-        stopped = [o.run_dir for o in outcomes if o.state != "finished"]
+        ended = {o.run_dir: o.state for o in outcomes if o.state != "finished"}
         if sweep.seeds.confirm:
             keys = dict.fromkeys(k for k in (result["winner"], result["control"]) if k)
             chosen = [Setting(overrides=r["overrides"]) for k in keys for r in result["settings"] if r["key"] == k]
@@ -174,13 +185,13 @@ def run_sweep(
             parent.finish(
                 {_metric_name(label): value for label, value in scores.items()},
                 ("plan.json", "sweep.json", "winner"),
-                stopped,
+                ended,
             )
-            tags = {
+            about = {
                 "task": result["task"],
                 "setting": next(r["label"] for r in result["settings"] if r["key"] == result["winner"]),
             }
-            say(f"MLflow: {parent.register(f'inril-{sweep.name}', 'winner', tags)}")
+            say(f"MLflow: {parent.register(f'inril-{sweep.name}', 'winner', about)}")
         return result
 
 
@@ -202,7 +213,7 @@ def _write_winner(result: Mapping[str, Any], directory: Path, say: Callable[[str
 
 def _metric_name(label: str) -> str:
     """Return a label as MLflow takes names."""
-    return "score " + re.sub(r"[^\w ./-]", "", label.replace(" = ", " "))
+    return "eval/score " + re.sub(r"[^\w ./-]", "", label.replace(" = ", " "))
 
 
 # -- a trial ----------------------------------------------------------------------------------------------------------
@@ -239,6 +250,7 @@ def trial(values: Mapping[str, Any], plan: Plan, points: Sequence[Mapping[str, A
         _backend(plan.local, handle),
         resume=has_checkpoint(path) if pbt else continues(config, path),
         demos=fetch(handle),
+        name=None if pbt else f"{setting.label}, seed {seed}",
         parent=plan.directory,
         trackers=[reporter],
         say=logging.getLogger(__name__).info,

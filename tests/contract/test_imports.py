@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("ray", "mlflow", "mujoco", "robosuite", "gymnasium_robotics")
+HEAVY = ("ray", "mlflow", "wandb", "mujoco", "robosuite", "gymnasium_robotics")
 STATEMENTS = {
     "package": "import inril_ray",
     "command_line": "import inril_ray.cli",

@@ -23,7 +23,7 @@ from inril_ray.envs.base import EnvConfig
 from inril_ray.gradient_separation import SEPARATIONS
 from inril_ray.gradient_separation.base import Gramian, Separation
 from inril_ray.medium import ActorCritic
-from inril_ray.metrics import METRICS
+from inril_ray.metrics import GROUPS, METRICS
 from inril_ray.policies import POLICIES
 from inril_ray.policies.base import Policy
 from inril_ray.registry import resolve
@@ -36,6 +36,7 @@ from tests.fakes import (
     ACTOR_OF,
     POLICY_OF,
     TINY_POLICY,
+    StandInWandb,
     fake_spec,
     tiny_algorithm,
     tiny_collector,
@@ -279,7 +280,11 @@ def test_schedule_decides_by_the_number_of_iterations(name: str, every: int) -> 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's use of SQLAlchemy, also under -W error
 @pytest.mark.parametrize("name", TRACKERS)
-def test_tracker_takes_every_metric(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("ended", ["finished", "stopped", "failed"])
+def test_tracker_takes_every_metric_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ended: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", StandInWandb())
     context = TrackerContext(
         run_dir=tmp_path / "run",
         name="run",
@@ -293,4 +298,25 @@ def test_tracker_takes_every_metric(tmp_path: Path, name: str) -> None:
     for iteration in range(2):
         tracker.log({**dict.fromkeys(METRICS, 0.5), "iteration": float(iteration)}, 100 * iteration)
     tracker.log({"iteration": 2.0}, 200)
+    tracker.close(ended)
+
+
+def test_every_metric_has_one_group() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(METRICS)
+    assert list(GROUPS) == ["eval", "train", "grad", "time"]
+    seconds = {name for name in METRICS if name.endswith("_s")}
+    assert seconds <= set(GROUPS["time"])
+
+
+def test_tensorboard_shows_metrics_in_groups(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    context = TrackerContext(
+        run_dir=tmp_path, name="run", config={}, num_iterations=3, mlflow_uri=None, mlflow_experiment="contract"
+    )
+    tracker: Any = resolve(TRACKERS, "tensorboard", "tracker")(context)
+    tracker.log({"score": 0.5, "rho": 0.1, "value_loss": 2.0, "rl_s": 3.0}, 7)
     tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["eval/score", "grad/rho", "train/value_loss", "time/rl_s"]
+    assert [(e.step, e.value) for e in events.Scalars("eval/score")] == [(7, 0.5)]

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.sim
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("local") / "run"
+    odd = "".join(sorted({*map(chr, range(32, 127))} - {"/"}))  # a directory may be called anything
+    out = tmp_path_factory.mktemp("local") / odd
     run(load_config([TINY]), out, LocalBackend)
     return out
 

@@ -17,6 +17,7 @@ import pytest
 import ray
 
 from inril_ray.backend import LocalBackend
+from inril_ray.distributed.cluster import _silence
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend, connect
 from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
@@ -334,6 +335,10 @@ def test_weights_survive_flattening() -> None:
     assert all((back[k] == v).all() for k, v in weights.items())
     with pytest.raises(InrilError, match="numbers, this policy has"):
         unflatten(np.zeros(3, np.float32), weights)
+
+
+def test_a_cluster_answers_as_the_driver_knocks() -> None:
+    assert _silence(ray.get_runtime_context().gcs_address) is None
 
 
 def test_too_small_a_cluster_is_refused() -> None:

@@ -25,8 +25,8 @@ from benchmarks.rllib_learning import LEARNING, returns
 from inril_ray import envs
 from inril_ray.cli import main
 from inril_ray.demos.store import write_arrow
+from inril_ray.distributed.cluster import start_ray
 from inril_ray.distributed.demo_service import DemoService
-from inril_ray.distributed.driver import start_ray
 from inril_ray.rllib import with_interleaving, with_task
 from tests.fakes import FAKE_TASK_NAME, fake_demos
 

@@ -13,10 +13,11 @@ from inril_ray import checkpoint
 from inril_ray.backend import LocalBackend
 from inril_ray.cli import main
 from inril_ray.config import flat
-from inril_ray.experiment import load_config, resolved
+from inril_ray.experiment import load_config, load_demos, resolved
 from inril_ray.run import run
 from inril_ray.run_dir import INCIDENTAL, continues
 from inril_ray.session import STOPPED
+from inril_ray.tracking.mlflow import connect, known_run, local_store
 from inril_ray.types import InrilError
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY
@@ -36,13 +37,29 @@ def struck(version: int, signals: int = 1) -> type[LocalBackend]:
     return Struck
 
 
+class Told:
+    """A tracker that notes how the run ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def log(self, metrics: object, step: int) -> None:
+        """Nothing is kept."""
+
+    def close(self, ended: str = "finished") -> None:
+        self.ended.append(ended)
+
+
 def test_the_iteration_in_flight_ends_is_saved_and_the_rest_is_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(CONFIG, tmp_path / "whole", LocalBackend)
+    told = Told()
+    run(CONFIG, tmp_path / "whole", LocalBackend, trackers=[told])
+    assert told.ended == ["finished"]
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
-        run(CONFIG, tmp_path / "parts", struck(version=2))
+        run(CONFIG, tmp_path / "parts", struck(version=2), trackers=[told])
+    assert told.ended == ["finished", "stopped"]
     assert stop.value.code == STOPPED
     assert signal.getsignal(signal.SIGTERM) is before
     assert "The same command goes on" in capsys.readouterr().out
@@ -60,6 +77,42 @@ def test_a_stop_in_the_last_iteration_leaves_the_evaluation_to_do(tmp_path: Path
     assert checkpoint.complete(tmp_path / "checkpoints") == [0, 4]
     assert not (tmp_path / "summary.json").exists()
     assert run(CONFIG, tmp_path, LocalBackend, resume=True)["iterations"] == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (InrilError("The learner died."), "failed"),
+        (MemoryError(), "failed"),
+        (KeyboardInterrupt(), "stopped"),
+        (SystemExit(15), "stopped"),
+    ],
+)
+def test_trackers_are_told_what_ended_a_run(tmp_path: Path, error: BaseException, ended: str) -> None:
+    class Struck(LocalBackend):
+        def pretrain(self) -> dict[str, float]:
+            raise error
+
+    told = Told()
+    with pytest.raises(type(error)):
+        run(CONFIG, tmp_path, Struck, trackers=[told])
+    assert told.ended == [ended]
+
+
+def test_a_backend_that_can_not_be_built_fails_in_the_trackers_too(tmp_path: Path) -> None:
+    def starting(*_: object) -> LocalBackend:
+        raise InrilError("The cluster has too few CPUs.")
+
+    (tmp_path / "run").mkdir()
+    config = load_config([TINY, {"tracking": {"trackers": ["mlflow"]}}])
+    with pytest.raises(InrilError, match="too few CPUs"):
+        run(config, tmp_path / "run", starting, name="m = 2, seed 0")
+    tracked = connect(local_store(tmp_path)).get_run(known_run(tmp_path / "run"))
+    assert (tracked.info.run_name, tracked.info.status) == ("m = 2, seed 0", "FAILED")
+    assert {"task": "robomimic/lift", "algorithm": "dppo"}.items() < tracked.data.tags.items()
+    (used,) = tracked.inputs.dataset_inputs
+    assert tracked.data.tags["demos"] == used.dataset.name
+    assert load_demos(config).info.content_hash.startswith(used.dataset.digest)
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:

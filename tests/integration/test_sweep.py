@@ -21,7 +21,7 @@ import ray
 
 from inril_ray.config import build
 from inril_ray.demos.store import write_arrow
-from inril_ray.distributed.driver import start_ray
+from inril_ray.distributed.cluster import start_ray
 from inril_ray.report import write_sweep_report
 from inril_ray.sweep import SweepConfig, result_lines
 from inril_ray.tracking.jsonl import read_metrics
@@ -114,6 +114,9 @@ def test_a_sweep_finds_a_winner_confirms_it_and_runs_nothing_twice(tmp_path: Pat
     nested = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent]
     assert len(nested) == len(times(out))
     assert all(r.info.status == "FINISHED" for r in runs)
+    names = {r.info.run_name for r in nested}
+    assert names > {"m = 1, seed 0", "m = 1, seed 1", "RL only, seed 0", "RL only, seed 1", "RL only, seed 10"}
+    assert all(r.data.tags["task"] == "gym/hopper" for r in runs), "of the sweep as well"
     version = client.search_model_versions("name='inril-tiny'")
     assert [v.run_id for v in version] == [parent]
     assert (tmp_path / "runs" / "mlartifacts").is_dir()
@@ -174,7 +177,7 @@ def test_a_tracking_server_holds_the_whole_sweep(tmp_path: Path, demos: str, tra
     assert experiment is not None and experiment.artifact_location.startswith("mlflow-artifacts:/")
     parent = client.get_run((out / "mlflow_run_id").read_text())
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics.keys() == {"score m 1", "score RL only"}
+    assert parent.data.metrics.keys() == {"eval/score m 1", "eval/score RL only"}
     assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {"plan.json", "sweep.json", "winner"}
     nested = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
     assert len(nested) == 3, "the cloned policy's and one for each setting"
@@ -185,7 +188,7 @@ def test_a_tracking_server_holds_the_whole_sweep(tmp_path: Path, demos: str, tra
         assert run.data.params["schedule"] == values["schedule"]
         assert run.data.params["interleave.every"] == str(values["interleave"]["every"])
         records = [r for r in read_metrics(path) if "value_loss" in r]
-        logged = client.get_metric_history(run.info.run_id, "value_loss")
+        logged = client.get_metric_history(run.info.run_id, "train/value_loss")
         assert [(m.step, m.value) for m in logged] == [
             (r["env_steps"], pytest.approx(r["value_loss"])) for r in records
         ]

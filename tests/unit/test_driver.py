@@ -104,24 +104,6 @@ def test_a_state_that_a_worker_and_its_successor_can_not_take_ends_the_run(monke
     assert backend.restarts == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("of its arguments"), ConnectionError("no head at that address.")])
-def test_a_ray_that_does_not_start_is_a_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    given = []
-
-    def init(**options: Any) -> None:
-        given.append(options)
-        raise error
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(driver.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(driver.ray, "init", init)
-    with pytest.raises(
-        InrilError, match=rf"Ray did not start: {type(error).__name__}: .*[a-z]\. Start the run again\."
-    ):
-        driver.start_ray(2)
-    assert given[0]["address"] == "local", "not the cluster that somebody started on this machine"
-
-
 def test_rollouts_that_never_arrive_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, rounds = object.__new__(RayBackend), []
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import string
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 
+from inril_ray.demos.store import DemoInfo
+from inril_ray.metrics import Ended
 from inril_ray.tracking import mlflow
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.types import InrilError
@@ -17,9 +23,9 @@ from inril_ray.types import InrilError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def context(tmp_path: Path, uri: str | None = None) -> TrackerContext:
+def context(tmp_path: Path, uri: str | None = None, **about: Any) -> TrackerContext:
     run_dir = tmp_path / "run"
-    run_dir.mkdir(exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     return TrackerContext(
         run_dir=run_dir,
         name="run",
@@ -27,12 +33,99 @@ def context(tmp_path: Path, uri: str | None = None) -> TrackerContext:
         num_iterations=3,
         mlflow_uri=uri,
         mlflow_experiment="inril",
-        parent=None,
+        **about,
     )
 
 
-def points(tracker: mlflow.MlflowTracker, name: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in tracker._client.get_metric_history(tracker._run_id, name)]
+def rho(tracker: mlflow.MlflowTracker) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in tracker._client.get_metric_history(tracker._run_id, "grad/rho")]
+
+
+def info(tracker: mlflow.MlflowTracker) -> Any:
+    return tracker._client.get_run(tracker._run_id).info
+
+
+def test_a_run_has_a_name_tags_its_data_set_and_grouped_metrics(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"format": "fake", "env_name": "Reach", "semantics": "", "source": "scripted"}
+    demos = DemoInfo(source_file="fake.hdf5", content_hash="0123456789abcdef" * 4, obs_keys=(), metadata={}, **about)
+    tags = {"task": "fake/reach", "algorithm": "dppo", "demos": "fake.hdf5", "commit": "1a2b"}
+    tracker = mlflow.MlflowTracker(context(tmp_path, tags=tags, demos=demos))
+    tracker.log({"score": 0.5, "rho": 0.1, "value_loss": 2.0, "rl_s": 3.0}, 7)
+    run = tracker._client.get_run(tracker._run_id)
+    assert run.info.run_name == "run"
+    assert tags.items() < run.data.tags.items()
+    assert run.data.tags["mlflow.source.git.commit"] == "1a2b"
+    assert run.data.metrics == {"eval/score": 0.5, "grad/rho": 0.1, "train/value_loss": 2.0, "time/rl_s": 3.0}
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("fake.hdf5", demos.content_hash[:36])
+    assert json.loads(used.dataset.source) == {"uri": "fake.hdf5"}
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+    again = mlflow.MlflowTracker(context(tmp_path, tags={**tags, "commit": "3c4d"}))
+    assert again._client.get_run(again._run_id).data.tags["commit"] == "3c4d", "of the code that goes on"
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"), [("finished", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED"), (None, "RUNNING")]
+)
+def test_a_run_says_how_it_ended_and_is_running_when_it_goes_on(
+    tmp_path: Path, ended: Ended | None, status: str
+) -> None:
+    """None: it was killed, so nobody could say so."""
+    first = mlflow.MlflowTracker(context(tmp_path))
+    if ended is not None:
+        first.close(ended)
+    assert info(first).status == status
+    again = mlflow.MlflowTracker(context(tmp_path))
+    assert (info(again).run_id, info(again).status) == (info(first).run_id, "RUNNING")
+    again.close("finished")
+    assert info(again).status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "RUNNING"), (InrilError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(75), "KILLED")],
+)
+def test_the_run_of_a_sweep_says_how_it_ended(tmp_path: Path, error: BaseException | None, status: str) -> None:
+    tracking = SimpleNamespace(trackers=("mlflow",), mlflow_uri=None, mlflow_experiment="inril")
+    with contextlib.suppress(type(error) if error else ()):
+        with mlflow.parent_of(tmp_path / "sweep", tracking, {"seeds": [0]}, {"task": "fake/reach"}) as parent:
+            assert parent is not None
+            if error is not None:
+                raise error
+    run = parent._client.get_run(parent._run_id)
+    assert run.info.status == status
+    assert run.data.tags["task"] == "fake/reach"
+
+
+def test_a_sweep_marks_the_trials_that_could_not(tmp_path: Path) -> None:
+    parent = mlflow.MlflowParent(tmp_path / "sweep", None, "inril", {}, {})
+    trials = [mlflow.MlflowTracker(context(tmp_path / "sweep" / str(i), parent=tmp_path / "sweep")) for i in range(2)]
+    parent.finish(
+        {"eval/score m 1": 0.5}, (), {t._run_dir: e for t, e in zip(trials, ("stopped", "failed"), strict=True)}
+    )
+    assert [info(trial).status for trial in trials] == ["KILLED", "FAILED"]
+    run = parent._client.get_run(parent._run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"eval/score m 1": 0.5})
+
+
+@pytest.mark.parametrize("name", ["".join(sorted({*map(chr, range(32, 127))} - {"/"})), "%41%2e%2e é 中"])
+def test_a_store_and_its_artifacts_are_beside_the_run_whatever_its_path_is(tmp_path: Path, name: str) -> None:
+    assert set(name) >= set(string.punctuation) - {"/"} or "%41" in name
+    tracker = mlflow.MlflowTracker(context(tmp_path / name))
+    (tmp_path / name / "run" / "summary.json").write_text("{}")
+    tracker.log({"rho": 0.1}, 1)
+    tracker.close()
+    assert rho(tracker) == [(1, 0.1)]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["mlartifacts", "mlflow.db", "run"]
+    assert [f.path for f in tracker._client.list_artifacts(tracker._run_id)] == ["summary.json"]
+    parent = mlflow.MlflowParent(tmp_path / name / "sweep", None, "inril", {}, {})
+    (tmp_path / name / "sweep" / "winner").mkdir()
+    (tmp_path / name / "sweep" / "winner" / "README.md").write_text("a policy")
+    parent.finish({}, ("winner",))
+    assert parent.register("model", "winner", {}) == "model version 1"
+    copy = parent._client.download_artifacts(parent._run_id, "winner/README.md", str(tmp_path))
+    assert Path(copy).read_text() == "a policy"
 
 
 def test_what_a_server_did_not_take_is_sent_later(
@@ -57,9 +150,7 @@ def test_what_a_server_did_not_take_is_sent_later(
     tracker._again_at = 0.0
     tracker.log({"rho": 0.6}, 6)
     assert "takes metrics again" in capsys.readouterr().out
-    assert sorted(points(tracker, "rho")) == [(step, pytest.approx(step / 10)) for step in range(1, 7)]
-    tracker.close()
-    assert tracker._client.get_run(tracker._run_id).info.status == "KILLED"
+    assert sorted(rho(tracker)) == [(step, pytest.approx(step / 10)) for step in range(1, 7)]
 
 
 def test_a_store_without_room_is_one_sentence(tmp_path: Path) -> None:
@@ -68,12 +159,13 @@ def test_a_store_without_room_is_one_sentence(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 from tests.unit.test_mlflow import context
+from inril_ray.metrics import METRICS
 from inril_ray.tracking.mlflow import MlflowTracker
 tracker = MlflowTracker(context(Path({str(tmp_path)!r})))
 size = (Path({str(tmp_path)!r}) / "mlflow.db").stat().st_size
 resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 for step in range(100):
-    tracker.log({{f"metric_{{step}}_{{i}}": 0.1 for i in range(100)}}, step)
+    tracker.log(dict.fromkeys(METRICS, 0.1), step)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
@@ -113,7 +205,7 @@ def test_a_run_that_the_server_does_not_know_begins_anew(tmp_path: Path, left: b
     tracker = mlflow.MlflowTracker(about)
     tracker.log({"rho": 0.1}, 1)
     assert mlflow.known_run(about.run_dir) == tracker._run_id != left.decode(errors="replace")
-    assert points(tracker, "rho") == [(1, 0.1)]
+    assert rho(tracker) == [(1, 0.1)]
 
 
 def test_artifacts_that_are_not_taken_do_not_end_a_run(
@@ -126,14 +218,15 @@ def test_artifacts_that_are_not_taken_do_not_end_a_run(
         raise OSError("413 Request Entity Too Large")
 
     monkeypatch.setattr(tracker._client, "log_artifact", refused)
-    tracker.close()
+    tracker.close("finished")
+    assert info(tracker).status == "FINISHED"
     assert "is not complete: 413 Request Entity Too Large." in capsys.readouterr().out
 
 
 def test_the_run_of_a_sweep_survives_its_server_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parent = mlflow.MlflowParent(tmp_path / "sweep", None, "inril", {"seeds": [0]})
+    parent = mlflow.MlflowParent(tmp_path / "sweep", None, "inril", {"seeds": [0]}, {})
 
     def down(*_: Any, **__: Any) -> None:
         raise MlflowException("gone")
@@ -143,7 +236,7 @@ def test_the_run_of_a_sweep_survives_its_server_as_well(
     assert "is not complete: gone." in capsys.readouterr().out
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InrilError, match="does not answer"):
-        mlflow.MlflowParent(tmp_path / "other", "http://127.0.0.1:9", "inril", {})
+        mlflow.MlflowParent(tmp_path / "other", "http://127.0.0.1:9", "inril", {}, {})
 
 
 def test_a_server_that_is_not_there_at_the_start_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +292,7 @@ def test_a_store_that_another_run_made_meanwhile_is_kept(tmp_path: Path, monkeyp
     mlflow.local_store(tmp_path)
     first[0].log({"rho": 0.1}, 1)
     again = mlflow.MlflowTracker(other)
-    assert again._run_id == first[0]._run_id and points(again, "rho") == [(1, 0.1)]
+    assert again._run_id == first[0]._run_id and rho(again) == [(1, 0.1)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "run"]
 
 
@@ -210,7 +303,7 @@ def test_a_store_is_made_in_a_new_folder_and_where_there_are_no_hard_links(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(mlflow.os, "link", refused)
-    parent = mlflow.MlflowParent(tmp_path / "new" / "verdict", None, "inril", {"seeds": [0]})
+    parent = mlflow.MlflowParent(tmp_path / "new" / "verdict", None, "inril", {"seeds": [0]}, {})
     parent.finish({"iqm": 0.5}, ())
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mlflow.db", "verdict"]
 

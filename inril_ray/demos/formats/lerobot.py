@@ -39,6 +39,7 @@ from inril_ray.types import FloatArray
 INFO = Path("meta") / "info.json"
 STATS = Path("meta") / "stats.json"
 TASKS = Path("meta") / "tasks.parquet"
+# Its files are read by absolute paths: Arrow takes a relative `http:x/…` for a URL.
 DATA_FILE = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 CAMERAS = ("image", "video")
 STATE = "observation.state"
@@ -144,7 +145,7 @@ def _tasks(path: Path) -> list[str]:
     """Return the descriptions of the tasks in words."""
     if not (path / TASKS).is_file():
         return []
-    table = pq.read_table(path / TASKS, use_threads=False)
+    table = pq.read_table((path / TASKS).absolute(), use_threads=False)
     texts = [c for c in table.columns if pa.types.is_string(c.type) or pa.types.is_large_string(c.type)]
     return [str(value) for value in texts[0].to_pylist()] if texts else []
 
@@ -196,7 +197,7 @@ def _episodes(path: Path, info: Mapping[str, Any]) -> list[dict[str, int]]:
     rows: list[dict[str, int]] = []
     for file in files:
         with reading(file):
-            rows += pq.read_table(file, columns=names, use_threads=False).to_pylist()
+            rows += pq.read_table(file.absolute(), columns=names, use_threads=False).to_pylist()
     rows.sort(key=lambda r: r["episode_index"])
     total = info["total_episodes"]
     if len(rows) != total or [r["episode_index"] for r in rows] != list(range(len(rows))):
@@ -228,7 +229,7 @@ def _steps(path: Path, name: str, columns: Sequence[str], features: Mapping[str,
         raise DemoError(path, "is missing; meta/episodes names it.", field=name)
     optional = [c for c in ("next.reward", "next.success") if c in features]
     wanted = [*columns, "action", "episode_index", "frame_index", *optional]
-    with reading(path / name), pq.ParquetFile(path / name) as file:
+    with reading(path / name), pq.ParquetFile((path / name).absolute()) as file:
         missing = [c for c in wanted if c not in file.schema_arrow.names]
         if missing:
             raise DemoError(path, f"lacks the columns {', '.join(missing)}.", field=name)

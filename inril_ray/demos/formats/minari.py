@@ -261,7 +261,7 @@ def _tables(path: Path, directory: Path, metadata: Mapping[str, Any], keys: Sequ
 
 def _table(file: Path, layout: str) -> pa.Table:
     if layout == "parquet":
-        return pq.read_table(file, use_threads=False)
+        return pq.read_table(file.absolute(), use_threads=False)  # Arrow takes `http:x/…` for a URL
     table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     table.validate(full=True)
     return table

@@ -44,7 +44,8 @@ def _load_symbols() -> None:
     import llvmlite.binding
 
     folder = os.path.dirname(mujoco.__file__)
-    found = glob.glob(os.path.join(folder, "libmujoco*")) or glob.glob(os.path.join(folder, "mujoco.dll"))
+    inside = glob.escape(folder)
+    found = glob.glob(os.path.join(inside, "libmujoco*")) or glob.glob(os.path.join(inside, "mujoco.dll"))
     if not found:
         raise InrilError(f"env.backend = 'kernel': MuJoCo's library is not in {folder}. Use env.backend=fast.")
     llvmlite.binding.load_library_permanently(found[0])
