@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 from ray.util import get_current_placement_group
 
@@ -24,6 +25,7 @@ from inril_ray.backend import deal
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService
 from inril_ray.distributed.gauges import GaugeTracker
+from inril_ray.distributed.placement import asked_for, check_gpus, waits
 from inril_ray.distributed.weights import WeightRefs
 from inril_ray.distributed.workers import FragmentMeta, LearnerActor, RolloutWorker
 from inril_ray.experiment import ExperimentConfig, task_spec
@@ -42,7 +44,7 @@ def connect(config: ExperimentConfig) -> None:
 
     Raises:
         InrilError: the cluster has too few CPUs for the workers and the learner, or the run too few environments; gives
-            both numbers. Or Ray failed.
+            both numbers. Or it has no room for those that need a GPU, or Ray failed.
     """
     for name, envs in (("rollout", config.rollout.num_envs), ("evaluation", config.evaluation.num_envs)):
         if envs < config.compute.num_workers:
@@ -57,6 +59,7 @@ def connect(config: ExperimentConfig) -> None:
             f"compute.num_workers = {config.compute.num_workers}: workers and learner need {needed} CPUs, "
             f"the cluster has {total:.0f}. Lower it: a run goes on with any number of workers."
         )
+    check_gpus(config, asked_for(config))
 
 
 def start_ray(num_cpus: int, **options: Any) -> float:
@@ -80,8 +83,8 @@ def _init_ray(num_cpus: int, options: Mapping[str, Any]) -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         handler = signal.getsignal(signal.SIGTERM)
-        # Ray 2.60 warns that this will become its default: leave the GPU variables of CPU-only actors alone.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # An actor that was given no GPU sees none. By Ray's default it would see all of its node, and use the first.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         if "RAY_ADDRESS" in os.environ:
             ray.init(logging_level=logging.WARNING)
         else:
@@ -137,12 +140,12 @@ class RayBackend:
         handle = demos if self._own_demos is None else self._own_demos.handle
         self.restarts = 0
         self._restarts_of = [0] * config.compute.num_workers
-        gpus = 0
-        if config.compute.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) >= 1:
-            gpus = 1
-        elif config.compute.device == "cuda":
-            raise InrilError("compute.device = 'cuda': the cluster has no GPU.")
-        self.learner = LearnerActor.options(num_cpus=1, num_gpus=gpus).remote()
+        asked = asked_for(config)
+        self._worker_gpu = asked[1].get("GPU", 0.0)
+        # In a trial of a sweep all of it is reserved.
+        if (waiting := waits(asked, ray.available_resources())) and not get_current_placement_group():
+            print(f"Check: {waiting}, for at most {START_TIMEOUT_S:.0f} s.", flush=True)
+        self.learner = LearnerActor.options(num_cpus=1, num_gpus=asked[0].get("GPU", 0.0)).remote()
         # Values, not references: what a worker returned stays on its node and would be lost with it.
         self._states: list[Any] = [None] * config.compute.num_workers
         self.workers: list[Any] = [None] * config.compute.num_workers
@@ -163,7 +166,7 @@ class RayBackend:
         # Spread, so that simulators share no cores before they must, and a node that leaves takes few of them. In a
         # trial of a sweep its placement group decides.
         strategy = {} if get_current_placement_group() else {"scheduling_strategy": "SPREAD"}
-        self.workers[index] = RolloutWorker.options(num_cpus=1, **strategy).remote()
+        self.workers[index] = RolloutWorker.options(num_cpus=1, num_gpus=self._worker_gpu, **strategy).remote()
         return self.workers[index].start.remote(
             self.config, index, self.config.compute.num_workers, self._states[index]
         )
@@ -198,8 +201,9 @@ class RayBackend:
             free = ray.available_resources()
             raise InrilError(
                 f"The {who} did not start within {START_TIMEOUT_S:.0f} s; the cluster has {free.get('CPU', 0.0):.0f} "
-                f"free CPUs and {free.get('GPU', 0.0):.0f} free GPUs, and each process needs a CPU. With "
-                "CPUs to spare, its simulator or its imports hang."
+                f"free CPUs and {free.get('GPU', 0.0):g} free GPUs, and each process needs a CPU"
+                f"{f' and a worker {self._worker_gpu:g} of a GPU' if self._worker_gpu else ''}. With these to spare, "
+                "its simulator or its imports hang."
             )
         return ref
 
@@ -471,6 +475,12 @@ def _death(error: RayError, who: str) -> InrilError:
 def _cause(error: RayTaskError, who: str) -> InrilError:
     """Return what an actor raised: our own errors as they are, others with the name of the process."""
     cause = getattr(error, "cause", None)
+    if isinstance(cause, torch.OutOfMemoryError):
+        return InrilError(
+            f"The {who} ran out of the GPU's memory, which Ray's shares do not divide: {_first_line(error)} Raise "
+            "compute.worker_gpu, so that fewer processes share a GPU, or lower what they hold there (rollout.num_envs, "
+            "rl.accumulate or the minibatch)."
+        )
     if isinstance(cause, ObjectLostError):
         return LostError(f"What the {who} was given was on a node that left: {_first_line(error)}")
     return cause if isinstance(cause, InrilError) else FailedError(f"The {who} failed: {_first_line(error)}\n{error}")

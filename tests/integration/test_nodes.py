@@ -37,7 +37,7 @@ def cluster() -> Iterator[Cluster]:
         for name, value in {
             "RAY_TMPDIR": home,  # short, because sockets lie there; own, so that nobody's ray.init() ends up here
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
             "RAY_worker_niceness": "0",
         }.items():
             patch.setenv(name, value)
