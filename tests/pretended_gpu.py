@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch import Tensor
 from torch._C import DisableTorchFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
@@ -54,13 +53,13 @@ class PretendedGpu:
         waits: (kind, place in the package) to how often the host had to wait for the device. Kinds: ``number``,
             ``unknown length``, ``to host`` and ``to device``, the last two for copies.
         faults: sentences, also of faults that something has caught.
+        held: address of a storage on the GPU to the storage, which is kept, so that no other gets its address.
     """
 
     def __init__(self) -> None:
         self.waits: Counter[tuple[str, str]] = Counter()
         self.faults: list[str] = []
-        self._held: dict[int, Any] = {}
-        """Address of a storage to it: held, so that no other gets its address."""
+        self.held: dict[int, Any] = {}
         self._patched: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> PretendedGpu:
@@ -89,7 +88,7 @@ class PretendedGpu:
         for owner, name, value in self._patched:
             setattr(owner, name, value)
         self._patched.clear()
-        self._held.clear()
+        self.held.clear()
 
     def kinds(self) -> Counter[str]:
         """Return how often the host has waited so far, by kind."""
@@ -101,15 +100,14 @@ class PretendedGpu:
     def holds(self, tensor: Tensor) -> bool:
         """Tell whether a tensor is on the GPU."""
         with DisableTorchFunction():
-            return tensor.untyped_storage()._cdata in self._held
+            return tensor.untyped_storage()._cdata in self.held
 
     def place(self, tree: Any) -> Any:
-        """Put all tensors of a tree on the GPU, where they are; return it."""
+        """Put a tensor, or those of a list, on the GPU, where they are; return it."""
         with DisableTorchFunction():
-            for leaf in tree_leaves(tree):
-                if isinstance(leaf, Tensor):
-                    storage = leaf.untyped_storage()
-                    self._held[storage._cdata] = storage
+            for tensor in _tensors((tree,)):
+                storage = tensor.untyped_storage()
+                self.held[storage._cdata] = storage
         return tree
 
     def wait(self, kind: str) -> None:
@@ -140,6 +138,15 @@ def _place() -> str:
     while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
     return "tests" if frame is None else f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments of an operator, and in lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _is_gpu(device: Any) -> bool:
@@ -219,19 +226,25 @@ class _Operators(TorchDispatchMode):
         super().__init__()
         self._gpu = gpu
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here; the wrapper that says so costs as much as an operator
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         gpu, kwargs = self._gpu, kwargs or {}
         name = func._schema.name.removeprefix("aten::")
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        there = [gpu.holds(tensor) for tensor in tensors]
-        if any(there):
-            self._look(name, args, kwargs, tensors, there)
-        result = func(*args, **kwargs)
-        if not tensors and torch._C._current_autograd_node() is not None:
-            return gpu.place(result)  # by a backward pass, from nothing: on the device of its gradient
-        if any(there) and WAITS.get(name) != "number" and not (name in COPIES and not there[0]):
-            gpu.place(result)
-        return result
+        with DisableTorchFunction():
+            tensors = list(_tensors((*args, *kwargs.values())))
+            there = [tensor.untyped_storage()._cdata in gpu.held for tensor in tensors]
+            on = any(there)
+            if on:
+                self._look(name, args, kwargs, tensors, there)
+            result = func(*args, **kwargs)
+            if not tensors and torch._C._current_autograd_node() is not None:
+                return gpu.place(result)  # by a backward pass, from nothing: on the device of its gradient
+            if on and WAITS.get(name) != "number" and not (name in COPIES and not there[0]):
+                gpu.place(result)
+            return result
 
     def _look(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: list[Tensor], there: list[bool]

@@ -1,7 +1,7 @@
 """Every algorithm with every policy on a pretended GPU: clone, act, learn, imitate, save, load, go on.
 
 ``synchronisations.json`` is the budget: how often the host may wait for the device in one step of cloning, of
-reinforcement and of imitation, and in a rollout of six decisions of four environments. ``python -m
+reinforcement and of imitation, and in a rollout of four decisions of four environments. ``python -m
 tests.unit.test_devices`` writes it anew; do so where a change needs fewer, or say in the commit why it needs more.
 """
 
@@ -30,23 +30,31 @@ from tests.pretended_gpu import Fault, PretendedGpu
 
 BUDGET = Path(__file__).parents[1] / "synchronisations.json"
 PAIRS = [(a, p) for a in sorted(ALGORITHMS) for p in resolve(ALGORITHMS, a, "algorithm").policies]
-WHOLE_UNET_CHAIN = {"prediction_horizon": 4, "action_horizon": 4, "finetuned_steps": 3}
+MEASURED = 2
+"""Steps of each imitation whose gradients are compared."""
+UNET = {"widths": (8,), "ddim_steps": 2, "finetuned_steps": 2}
+"""Smaller than that of other tests, since a step of it is a thousand operators."""
+WHOLE_UNET_CHAIN = {"prediction_horizon": 4, "action_horizon": 4}
 
 
 def config_of(algorithm: str, policy: str, *layers: dict[str, Any]) -> ExperimentConfig:
-    own = ACTOR_OF.get(algorithm, {})
+    actor = {**TINY_POLICY[policy], **ACTOR_OF.get(algorithm, {})}
+    if policy == "residual_unet":
+        actor["base"] = {**actor["base"], **UNET}
+    if policy == "diffusion_unet":
+        actor |= UNET | (WHOLE_UNET_CHAIN if algorithm in ACTOR_OF else {})
     tiny = {
         "task": FAKE_TASK_NAME,
         "algorithm": algorithm,
         "policy": policy,
         "separation": "network" if policy.startswith("residual") else "upgrad",
         "num_iterations": 3,
-        "actor": {**TINY_POLICY[policy], **(WHOLE_UNET_CHAIN if own and policy == "diffusion_unet" else own)},
+        "actor": actor,
         "rl": TINY_RL[algorithm],
         "pretrain": {"num_epochs": 1, "batch_size": 16, "warmup_epochs": 0},
-        "interleave": {"every": 1, "il_steps": 2, "il_batch_size": 8, "relation_every": 1, "relation_pairs": 2},
-        "rollout": {"num_envs": 4, "num_decisions": 6},
-        "evaluation": {"num_episodes": 4, "num_envs": 4},
+        "interleave": {"every": 2, "il_steps": 3, "il_batch_size": 8, "relation_every": 1, "relation_pairs": MEASURED},
+        "rollout": {"num_envs": 4, "num_decisions": 4},
+        "evaluation": {"num_episodes": 2, "num_envs": 2},
     }
     return load_config([tiny, *layers])
 
@@ -62,13 +70,13 @@ class Ledger:
         self.worst[step] = self.worst.get(step, Counter()) | spent
 
     def steps(self, step: str, items: Iterable[Any]) -> Iterator[Any]:
-        """Yield the items; what happens until the next one is asked for, and is made, is one step."""
-        before: Counter[str] | None = None
+        """Yield the items; what happens while one is made and until the next one is asked for is one step."""
+        number, before = 0, self._gpu.kinds()
         for item in items:
-            if before is not None:
-                self.note(step, before)
-            before = self._gpu.kinds()
             yield item
+            measured = step == "imitation" and number < MEASURED
+            self.note(f"{step}, measured" if measured else step, before)
+            number, before = number + 1, self._gpu.kinds()
 
     def watch(self, backend: LocalBackend, patch: pytest.MonkeyPatch) -> None:
         learner, collector = backend.learner, backend.worker.collector
@@ -101,8 +109,7 @@ def ran(config: ExperimentConfig, folder: Path, patch: pytest.MonkeyPatch) -> tu
         ledger.watch(backend, patch)
         backend.pretrain()
         backend.iterate()
-        backend.iterate()
-        assert len(backend.evaluate(4).success) == 4
+        assert len(backend.evaluate(2).success) == 2
         checkpoint.write(folder, 1, backend.state_dict(), 2)
         checkpoint.write(folder, 2, _numpy(backend.state_dict()), 2)  # as it comes from a learner on Ray
         other = LocalBackend(config, fake_demos())
