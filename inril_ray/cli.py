@@ -295,7 +295,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     small = merge(resolved(config), {"rollout": {"num_envs": 1}})
     parts = WorkerParts(load_config([small]), 0, 1)
     if arguments.policy == "base":
-        parts.policy = build_policy(config, task_spec(config)).to(parts.device).eval()  # alone, without critics that choose
+        # Alone, without critics that choose.
+        parts.policy = build_policy(config, task_spec(config)).to(parts.device).eval()
     load_module(parts.policy, weights)
     with torch_threads(1):
         metrics = evaluation_metrics(parts.evaluate(arguments.episodes), task_spec(config))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,25 @@ def machine(run_dir: Path) -> list[str]:
     disk = shutil.disk_usage(run_dir).free
     if disk < LITTLE_MEMORY:
         found.append(f"Only {_mib(disk)} MiB of disk are free at {run_dir}. Make room, or choose another --out.")
+    return found
+
+
+def waiting(asked: Sequence[Mapping[str, float]], free: Mapping[str, float], limit_s: float) -> list[str]:
+    """Look whether what a run asks a cluster for is free, or whether others have it now.
+
+    Args:
+        asked: for each process, resource to how much of it.
+        free: what the cluster has free.
+        limit_s: time that the run waits.
+    """
+    found = []
+    for resource in ("CPU", "GPU"):
+        needed, there = sum(one.get(resource, 0.0) for one in asked), free.get(resource, 0.0)
+        if needed > there + 1e-9:
+            found.append(
+                f"The run asks for {needed:g} {resource}s, of which {there:g} are free: it waits at most {limit_s:.0f} "
+                "s for others to end."
+            )
     return found
 
 

@@ -5,8 +5,8 @@ functions gives answers about the device and takes care of moves; a mode for its
 runs, those of backward passes too: tensors of both kinds in one are refused as CUDA refuses them. What CUDA permits but
 waits for (a number that Python asks for, a copy, indices whose number only the device knows) is counted.
 
-Numbers are those of the CPU. Memory is not limited, nothing is asynchronous, and what a backward pass makes from nothing
-counts as made on the GPU.
+Numbers are those of the CPU. Memory is not limited, nothing is asynchronous, and what a backward pass makes from
+nothing counts as made on the GPU.
 """
 
 from __future__ import annotations

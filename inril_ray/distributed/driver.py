@@ -21,11 +21,12 @@ import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 from ray.util import get_current_placement_group
 
+from inril_ray import health
 from inril_ray.backend import deal
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.demo_service import DemoService
 from inril_ray.distributed.gauges import GaugeTracker
-from inril_ray.distributed.placement import asked_for, check_gpus, waits
+from inril_ray.distributed.placement import asked_for, check_gpus
 from inril_ray.distributed.weights import WeightRefs
 from inril_ray.distributed.workers import FragmentMeta, LearnerActor, RolloutWorker
 from inril_ray.experiment import ExperimentConfig, task_spec
@@ -142,9 +143,9 @@ class RayBackend:
         self._restarts_of = [0] * config.compute.num_workers
         asked = asked_for(config)
         self._worker_gpu = asked[1].get("GPU", 0.0)
-        # In a trial of a sweep all of it is reserved.
-        if (waiting := waits(asked, ray.available_resources())) and not get_current_placement_group():
-            print(f"Check: {waiting}, for at most {START_TIMEOUT_S:.0f} s.", flush=True)
+        if not get_current_placement_group():  # in a trial of a sweep all of it is reserved
+            for finding in health.waiting(asked, ray.available_resources(), START_TIMEOUT_S):
+                print(f"Check: {finding}", flush=True)
         self.learner = LearnerActor.options(num_cpus=1, num_gpus=asked[0].get("GPU", 0.0)).remote()
         # Values, not references: what a worker returned stays on its node and would be lost with it.
         self._states: list[Any] = [None] * config.compute.num_workers

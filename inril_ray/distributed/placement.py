@@ -35,8 +35,8 @@ def bundles(config: ExperimentConfig, cluster_gpus: float) -> list[Bundle]:
         share = SHARED if simulates else 0.0
     if simulates and not share:
         raise InrilError(
-            f"compute.worker_gpu = 0: with env.backend = {config.env.backend!r} each worker simulates on a GPU. Leave it "
-            "out, or give the share of one that each worker takes."
+            f"compute.worker_gpu = 0: with env.backend = {config.env.backend!r} each worker simulates on a GPU. Leave "
+            "it out, or give the share of one that each worker takes."
         )
     learns = compute.device == "cuda" or (compute.device == "auto" and cluster_gpus > 0)
     return [_bundle((share or 1.0) if learns else 0.0), *[_bundle(share)] * compute.num_workers]
@@ -97,26 +97,9 @@ def problem(asked: Sequence[Bundle], nodes: Sequence[Mapping[str, float]]) -> st
         room = sum(int(min(node.get("CPU", 0.0), on_each * int(node.get("GPU", 0.0)))) for node in nodes)
         if room < len(shares):
             return (
-                f"learner and workers ask {len(shares)} times for {max(shares):g} of a GPU and a CPU beside it; the nodes "
-                f"with GPUs ({_listed(n for n in nodes if n.get('GPU'))}) have room for {room}. Lower compute.num_workers or "
-                "compute.worker_gpu, give these nodes more CPUs, or take compute.device=cpu"
-            )
-    return None
-
-
-def waits(asked: Sequence[Bundle], free: Mapping[str, float]) -> str | None:
-    """Return what a run will wait for, if others have it now; None if it is free.
-
-    Args:
-        asked: what each process asks for.
-        free: what the cluster has free.
-    """
-    for resource in ("GPU", "CPU"):
-        needed = sum(bundle.get(resource, 0.0) for bundle in asked)
-        if needed > free.get(resource, 0.0) + 1e-9:
-            return (
-                f"{needed:g} {resource}s are asked for and {free.get(resource, 0.0):g} are free: the run waits until "
-                "others end"
+                f"learner and workers ask {len(shares)} times for {max(shares):g} of a GPU and a CPU beside it; the "
+                f"nodes with GPUs ({_listed(n for n in nodes if n.get('GPU'))}) have room for {room}. Lower "
+                "compute.num_workers or compute.worker_gpu, give these nodes more CPUs, or take compute.device=cpu"
             )
     return None
 

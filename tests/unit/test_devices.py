@@ -114,7 +114,9 @@ def ran(config: ExperimentConfig, folder: Path, patch: pytest.MonkeyPatch) -> tu
         checkpoint.write(folder, 2, _numpy(backend.state_dict()), 2)  # as it comes from a learner on Ray
         other = LocalBackend(config, fake_demos())
         other.load_state_dict(checkpoint.read(checkpoint.newest(folder)))
-        assert all(on_gpu(module) for module in (*backend.learner.modules().values(), *other.learner.modules().values()))
+        assert all(
+            on_gpu(module) for module in (*backend.learner.modules().values(), *other.learner.modules().values())
+        )
         acting = backend.learner.algorithm.acting
         vector = flatten(policy_weights(acting, everything=True))
         load_acting(other.worker.policy, unflatten(vector, policy_weights(other.worker.policy, everything=True)))

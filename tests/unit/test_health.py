@@ -51,6 +51,23 @@ def test_a_replay_that_will_not_fit() -> None:
     assert "grow to 100 MiB" in found and "199 MiB of memory are free" in found and "rl.buffer_size" in found
 
 
+@pytest.mark.parametrize(
+    ("asked", "free", "says"),
+    [
+        ([{"CPU": 1.0, "GPU": 0.5}] * 2, {"CPU": 2.0, "GPU": 1.0}, []),
+        ([{"CPU": 1.0, "GPU": 0.5}] * 2, {"CPU": 2.0, "GPU": 0.5}, ["asks for 1 GPUs, of which 0.5 are free"]),
+        ([{"CPU": 1.0, "GPU": 0.5}, {"CPU": 1.0}], {"CPU": 1.0}, ["2 CPUs, of which 1", "0.5 GPUs, of which 0 are"]),
+    ],
+)
+def test_a_cluster_whose_gpus_others_have(
+    asked: list[dict[str, float]], free: dict[str, float], says: list[str]
+) -> None:
+    found = health.waiting(asked, free, 300.0)
+    assert len(found) == len(says)
+    for sentence, part in zip(found, says, strict=True):
+        assert part in sentence and sentence.endswith("it waits at most 300 s for others to end.")
+
+
 def test_other_versions_than_the_run_was_started_with() -> None:
     before = {"torch": "2.14.0", "numpy": "1.26.4"}
     assert health.versions(before, dict(before)) == []

@@ -10,7 +10,7 @@ import torch
 from ray import exceptions
 
 from inril_ray.distributed import driver, placement, workers
-from inril_ray.distributed.placement import bundles, check_gpus, one_process, problem, waits
+from inril_ray.distributed.placement import bundles, check_gpus, one_process, problem
 from inril_ray.experiment import ExperimentConfig, acting_device, load_config
 from inril_ray.tune import estimate
 from inril_ray.types import InrilError
@@ -53,7 +53,9 @@ def test_learner_and_workers_ask_for(
 
 
 def test_a_warp_worker_without_a_gpu_is_refused() -> None:
-    with pytest.raises(InrilError, match="compute.worker_gpu = 0: with env.backend = 'warp' each worker simulates on a"):
+    with pytest.raises(
+        InrilError, match="compute.worker_gpu = 0: with env.backend = 'warp' each worker simulates on a"
+    ):
         bundles(of(WARP, worker_gpu=0), 1)
 
 
@@ -134,20 +136,6 @@ def test_a_run_and_a_sweep_end_at_once_where_there_is_no_gpu(connect: Any, monke
     with pytest.raises(InrilError, match="env.backend = 'warp' simulates on a GPU: the cluster has no GPU"):
         connect(of(WARP))
     connect(of(WARP, CRAWLING))
-
-
-@pytest.mark.parametrize(
-    ("asked", "free", "says"),
-    [
-        ([gpu(0.5), gpu(0.5)], {"CPU": 2.0, "GPU": 1.0}, None),
-        ([gpu(0.5), gpu(0.5)], {"CPU": 2.0, "GPU": 0.5}, "1 GPUs are asked for and 0.5 are free"),
-        ([gpu(0.5), CPU], {"CPU": 2.0}, "0.5 GPUs are asked for and 0 are free"),
-        ([CPU, CPU], {"CPU": 1.0}, "2 CPUs are asked for and 1 are free"),
-    ],
-)
-def test_what_others_have_now_is_said(asked: list[Any], free: dict[str, float], says: str | None) -> None:
-    found = waits(asked, free)
-    assert found is None if says is None else says in str(found)
 
 
 @pytest.mark.parametrize(("given", "seen"), [([], ""), (["0"], "0,1")])

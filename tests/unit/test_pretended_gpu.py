@@ -22,6 +22,13 @@ def there() -> Tensor:
     return here().to("cuda")
 
 
+def of_two_devices() -> list[nn.Parameter]:
+    """Parameters on the GPU; one of their gradients is not."""
+    parameters = [nn.Parameter(there()), nn.Parameter(there())]
+    parameters[0].grad, parameters[1].grad = there(), here()
+    return parameters
+
+
 class MixedBackward(torch.autograd.Function):
     """Mixes devices only when gradients flow."""
 
@@ -46,7 +53,7 @@ class MixedBackward(torch.autograd.Function):
         (lambda: here()[torch.tensor([0], device="cuda")], "index of tensors"),
         (lambda: there()[torch.tensor([0])], "index of tensors"),
         (lambda: there().index_put_((torch.tensor([0]),), there()[0]), "index_put_"),
-        (lambda: torch._foreach_add_([there()], [here()]), "_foreach_add_"),
+        (lambda: nn.utils.clip_grad_norm_(of_two_devices(), 1.0), "of tensors on the GPU"),
         (lambda: MixedBackward.apply(there().requires_grad_()).sum().backward(), "mul of tensors"),
         (lambda: there().numpy(), "numpy of a tensor on the GPU"),
         (lambda: np.asarray(there()), "numpy|__array__"),

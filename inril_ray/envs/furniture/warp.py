@@ -23,10 +23,6 @@ from inril_ray.types import FloatArray, InrilError
 
 RELEASES = {"mujoco-warp": "3.8.1", "warp-lang": "1.12.1", "mujoco": "3.8.1"}
 """The only ones that work together here."""
-NO_GPU = (
-    "env.backend = 'warp' simulates on a GPU, and this process has none. Take env.backend=cpu; for a test of few steps, "
-    "env.furniture.warp_device=cpu."
-)
 REASON = "mujoco-warp 3.8.1 breaks with newer warp-lang, and mujoco must be the same release as mujoco-warp"
 EDGE_TEST = (
     "if c3 < separation * (1.0 - 1e-12):",
@@ -36,6 +32,19 @@ EDGE_TEST = (
 CONTACTS, CONSTRAINTS = 96, 384
 """That there is memory for in each environment. Scripted episodes of one_leg need at most 52 contacts and pairs that
 may touch, as a mean over environments, and 286 rows."""
+
+
+def require_gpu() -> None:
+    """Refuse to simulate where it would crawl.
+
+    Raises:
+        InrilError: this process has no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise InrilError(
+            "env.backend = 'warp' simulates on a GPU, and this process has none. Take env.backend=cpu; for a test of "
+            "few steps, env.furniture.warp_device=cpu."
+        )
 
 
 def import_warp() -> tuple[Any, Any]:
@@ -109,8 +118,8 @@ class WarpPhysics:
         contacts: int | None = None,
         constraints: int | None = None,
     ) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InrilError(NO_GPU)
+        if device == "cuda":
+            require_gpu()
         self._warp, self._simulator = import_warp()
         warp = self._warp
         self.device = warp.get_device(f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device)
