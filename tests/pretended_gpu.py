@@ -75,6 +75,9 @@ class PretendedGpu:
         places = [(torch.cuda, name, value) for name, value in replaced.items()]
         # Optimisers ask whether a graph is being captured.
         places.append((torch.accelerator, "current_accelerator", lambda *_, **__: None))
+        # They, and the clipping of gradients, sort tensors by device in C++.
+        places.append((torch._C, "_group_tensors_by_device_and_dtype", self._grouped))
+        self._group = torch._C._group_tensors_by_device_and_dtype
         for owner, name, value in places:
             self._patched.append((owner, name, getattr(owner, name)))
             setattr(owner, name, value)
@@ -90,6 +93,11 @@ class PretendedGpu:
             setattr(owner, name, value)
         self._patched.clear()
         self.held.clear()
+
+    def _grouped(self, lists: Any, with_indices: bool = False) -> dict[Any, Any]:
+        found = self._group(lists, with_indices)
+        first = {key: next(t for tensors in groups[0] for t in tensors) for key, groups in found.items()}
+        return {(GPU if self.holds(first[key]) else key[0], key[1]): groups for key, groups in found.items()}
 
     def kinds(self) -> Counter[str]:
         """Return how often the host has waited so far, by kind."""

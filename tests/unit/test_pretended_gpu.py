@@ -22,6 +22,12 @@ def there() -> Tensor:
     return here().to("cuda")
 
 
+def with_gradient(x: Tensor) -> list[nn.Parameter]:
+    parameter = nn.Parameter(x)
+    parameter.grad = torch.ones_like(x)
+    return [parameter]
+
+
 def of_two_devices() -> list[nn.Parameter]:
     """Parameters on the GPU; one of their gradients is not."""
     parameters = [nn.Parameter(there()), nn.Parameter(there())]
@@ -92,6 +98,7 @@ def test_what_cuda_refuses_or_does_otherwise_is_refused(fault: Callable[[], Any]
         (lambda x: x.nonzero(), {"unknown length": 1}),
         (lambda x: torch.masked_select(x, x > 2.0), {"unknown length": 1}),
         (lambda x: x.to("cuda").to(torch.float64).cuda(), {}),
+        (lambda x: nn.utils.clip_grads_with_norm_(with_gradient(x), 1.0, nn.utils.get_total_norm([x])), {}),
         (lambda x: x + torch.tensor(2.0) + 1.0, {}),
         (lambda x: torch.where(x > 0.0, x, 0.0).mean(dim=0) @ x.T, {}),
         (lambda _: torch.zeros(3, device="cuda") + torch.arange(3, device="cuda"), {}),
