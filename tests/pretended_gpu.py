@@ -6,7 +6,7 @@ runs, those of backward passes too: tensors of both kinds in one are refused as 
 waits for (a number that Python asks for, a copy, indices whose number only the device knows) is counted.
 
 Numbers are those of the CPU. Memory is not limited, nothing is asynchronous, and what a backward pass makes from
-nothing counts as made on the GPU.
+nothing counts as made where its last operator ran.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class _Operators(TorchDispatchMode):
 
     def __init__(self, gpu: PretendedGpu) -> None:
         super().__init__()
-        self._gpu = gpu
+        self._gpu, self._last = gpu, False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -249,8 +249,10 @@ class _Operators(TorchDispatchMode):
             if on:
                 self._look(name, args, kwargs, tensors, there)
             result = func(*args, **kwargs)
-            if not tensors and torch._C._current_autograd_node() is not None:
-                return gpu.place(result)  # by a backward pass, from nothing: on the device of its gradient
+            if tensors:
+                self._last = on
+            elif self._last and torch._C._current_autograd_node() is not None:
+                return gpu.place(result)  # by a backward pass, from nothing: on the device of its gradients
             if on and WAITS.get(name) != "number" and not (name in COPIES and not there[0]):
                 gpu.place(result)
             return result

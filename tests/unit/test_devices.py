@@ -212,7 +212,8 @@ def test_a_planted_wait_exceeds_the_budget(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(ppo, "loss", watched)
     _, ledger = ran(config_of("ppo", "gaussian_mlp"), tmp_path, monkeypatch)
     budget = json.loads(BUDGET.read_text())["ppo/gaussian_mlp"]
-    assert over(ledger, budget) == {"reinforcement": {"number": 1}, "imitation": {"number": 1}}
+    wait = {"number": 1}
+    assert over(ledger, budget) == {"reinforcement": wait, "imitation, measured": wait, "imitation": wait}
 
 
 def test_a_learner_on_the_cpu_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
