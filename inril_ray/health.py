@@ -15,6 +15,8 @@ LITTLE_MEMORY = 2**30
 """Bytes of free memory below which a run is likely to be killed."""
 OUT_OF_RANGE = 0.2
 """Share of observed values outside the range of the demonstrations from which the normaliser does not fit the task."""
+SLOW_ACTING_S = 60.0
+"""Seconds of one rollout in the policy from which a GPU for the workers is recommended, where simulators take less."""
 REWARD_PATIENCE = 3
 """Iterations in which episodes ended, all without a reward, after which it is said."""
 
@@ -158,6 +160,12 @@ class FirstIterations:
             found.append(
                 f"{100 * metrics['obs_out_of_range']:.0f} % of the observed values are outside the range of the "
                 "demonstrations, which normalises them: either these are of another version of the task, or too few."
+            )
+        acting_s, simulation_s = (metrics.get(name, 0.0) for name in ("inference_s", "simulation_s"))
+        if self._seen == 1 and acting_s > max(SLOW_ACTING_S, simulation_s):
+            found.append(
+                f"Workers spent {acting_s:.0f} s of the first rollout in the policy and {simulation_s:.0f} s in the "
+                "simulator. On a GPU they act faster: where there is one, compute.worker_gpu gives each a share of it."
             )
         if self._ended == REWARD_PATIENCE and not (self._rewarded or self._told):
             self._told = True

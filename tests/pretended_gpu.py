@@ -96,7 +96,9 @@ class PretendedGpu:
 
     def _grouped(self, lists: Any, with_indices: bool = False) -> dict[Any, Any]:
         found = self._group(lists, with_indices)
-        first = {key: next(t for tensors in groups[0] for t in tensors) for key, groups in found.items()}
+        first = {
+            key: next(t for tensors in groups[0] for t in tensors if t is not None) for key, groups in found.items()
+        }
         return {(GPU if self.holds(first[key]) else key[0], key[1]): groups for key, groups in found.items()}
 
     def kinds(self) -> Counter[str]:

@@ -68,6 +68,17 @@ def test_a_cluster_whose_gpus_others_have(
         assert part in sentence and sentence.endswith("it waits at most 300 s for others to end.")
 
 
+@pytest.mark.parametrize(
+    ("acting_s", "simulation_s", "told"), [(61.0, 60.0, True), (61.0, 62.0, False), (59.0, 1.0, False)]
+)
+def test_workers_that_spend_their_time_in_the_policy(acting_s: float, simulation_s: float, told: bool) -> None:
+    first, metrics = health.FirstIterations(), {"inference_s": acting_s, "simulation_s": simulation_s}
+    found = first.observe(metrics)
+    assert found == [text for text in found if "61 s of the first rollout in the policy and 60 s" in text]
+    assert len(found) == told
+    assert first.observe(metrics) == []
+
+
 def test_other_versions_than_the_run_was_started_with() -> None:
     before = {"torch": "2.14.0", "numpy": "1.26.4"}
     assert health.versions(before, dict(before)) == []
