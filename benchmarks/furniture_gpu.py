@@ -1,4 +1,4 @@
-"""The furniture tasks on one GPU: env-steps per second of 1024 environments, alone and with a policy. Needs CUDA.
+"""The furniture tasks on one GPU: env-steps per second of 1024 environments, alone and in a rollout worker. Needs CUDA.
 
 Held against IN-RIL's 5,556 env-steps per second of one_leg on Isaac Gym (its figure, for 1024 environments with
 learning, on another machine). Environments begin in states from all over scripted episodes, and go on with their
@@ -19,9 +19,9 @@ import torch
 from benchmarks.furniture import SEED, experts_of
 from benchmarks.result import write
 from inril_ray import envs
-from inril_ray.envs.base import EnvConfig
-from inril_ray.experiment import build_acting, load_config
-from inril_ray.rollout import ActionNoise, RolloutCollector, decision_env
+from inril_ray.experiment import WorkerParts, load_config
+from inril_ray.threads import torch_threads
+from inril_ray.types import Rollout
 
 TASK = "furniture/one_leg_low"
 PAPER = 5556
@@ -77,6 +77,27 @@ def env_steps_per_second(env: Any, segments: Segments, step: Callable[[int], Any
     return rounds * STEPS * env.num_envs / seconds
 
 
+def measure(worker: WorkerParts, rounds: int) -> tuple[dict[str, float], Rollout]:
+    """Return the rates of the simulation, the environment and the worker, and a rollout of the last."""
+    env: Any = worker.collector.env.env
+    everywhere, segments = np.ones(env.num_envs, bool), Segments(env.num_envs)
+    env.reset()
+    physics = env.physics
+    on = physics.array(everywhere)
+    arms = physics.array(segments.state["qpos"])[:, :7]
+    hold = torch.cat([arms, torch.full((len(on), 2), -13.0, device=on.device)], 1)
+    rates = {
+        "simulation": env_steps_per_second(env, segments, lambda _: physics.step(hold, on), rounds),
+        "environment": env_steps_per_second(
+            env, segments, lambda k: env.advance_guarded(segments.actions[k], everywhere), rounds
+        ),
+    }
+    worker.collector.collect(0)  # warms up
+    start = time.perf_counter()
+    rollout = worker.collector.collect(0)
+    return rates | {"with_policy": rollout.env_steps / (time.perf_counter() - start)}, rollout
+
+
 def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -87,34 +108,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and not arguments.cpu:
         sys.exit("This benchmark needs a GPU with CUDA, and there is none here. `make bench-furniture` needs none.")
-    settings = {"task": TASK, "algorithm": "residual_ppo", "env": {"backend": "warp"}}
-    config, device = load_config([settings]), "cpu" if arguments.cpu else "cuda"
-    everywhere = np.ones(arguments.envs, bool)
-    segments = Segments(arguments.envs)
-    env: Any = envs.make(TASK, num_envs=arguments.envs, seed=SEED, config=EnvConfig(backend="warp"))
-    env.reset()
-    physics = env.physics
-    on = physics.array(everywhere)
-    hold = torch.cat(
-        [physics.array(segments.state["qpos"])[:, :7], torch.full((len(on), 2), -13.0, device=on.device)], 1
+    config = load_config(
+        [
+            {"task": TASK, "algorithm": "residual_ppo", "env": {"backend": "warp"}, "seed": SEED},
+            {"rollout": {"num_envs": arguments.envs, "num_decisions": arguments.decisions, "reset_each": False}},
+            {"env": {"furniture": {"warp_device": "cpu"}}, "compute": {"device": "cpu"}} if arguments.cpu else {},
+        ]
     )
-    rates = {
-        "simulation": env_steps_per_second(env, segments, lambda _: physics.step(hold, on), arguments.rounds),
-        "environment": env_steps_per_second(
-            env, segments, lambda k: env.advance_guarded(segments.actions[k], everywhere), arguments.rounds
-        ),
-    }
-    policy = build_acting(config).to(device)
-    noise = ActionNoise(SEED, 0, range(arguments.envs), policy.noise_shape)
-    collector = RolloutCollector(
-        decision_env(env, policy), policy, noise, num_decisions=arguments.decisions, reset_each=False, device=device
-    )
-    collector.collect(0)  # warms up
-    start = time.perf_counter()
-    rollout = collector.collect(0)
-    rates["with_policy"] = rollout.env_steps / (time.perf_counter() - start)
+    with torch_threads(1):  # as `inril train` does in the process of a worker
+        worker = WorkerParts(config, 0, 1)
+        rates, rollout = measure(worker, arguments.rounds)
     figures: dict[str, Any] = {f"env_steps_per_s_{name}": round(rate) for name, rate in rates.items()}
-    figures |= {"environments": arguments.envs, "policy": config.policy, **env.versions()}
+    figures |= {"environments": arguments.envs, "policy": config.policy, "acts_on": worker.device.type}
+    figures |= worker.collector.env.env.versions()
     figures |= {f"with_policy_{name}_s": round(seconds, 2) for name, seconds in rollout.timings_s.items()}
     if arguments.cpu:
         print(figures)

@@ -300,7 +300,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         weights = read_acting(arguments.run, BEST if arguments.policy == "best" else "checkpoints")
     small = merge(resolved(config), {"rollout": {"num_envs": 1}})
     parts = WorkerParts(load_config([small]), 0, 1)
-    parts.policy = acting_with(config, weights)
+    parts.policy = acting_with(config, weights).to(parts.device)
     with torch_threads(1):
         metrics = evaluation_metrics(parts.evaluate(arguments.episodes), task_spec(config))
     result = f"{score_text(metrics)}, {arguments.episodes} episodes"

@@ -23,6 +23,8 @@ CHECKED = {
     "robomimic": ("0.3.0", "its own data set readers"),
     "gymnasium-robotics": ("1.4.2", "Fetch and Adroit tasks"),
     "gymnasium": ("1.2.2", "environment interface"),
+    "mujoco-warp": ("3.8.1", "furniture tasks on a GPU"),
+    "warp-lang": ("1.12.1", "furniture tasks on a GPU"),
     "pyarrow": ("20 or newer", "demonstration store"),
     "mlflow": ("3.17 or newer", "experiment tracking"),
 }
@@ -51,13 +53,29 @@ def examine() -> list[str]:
         # What is missing may be missing for a whole suite: it is said once.
         first = next(t for t, a in answers.items() if a == answer)
         lines.append(f"  {task:27s} {answer if first == task else f'as {first}'}")
-    return [*lines, "", f"rendering      {_rendering()}"]
+    return [*lines, "", f"rendering         {_rendering()}", f"env.backend=warp  {_warp()}"]
 
 
 def _gpu() -> str:
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    if not torch.cuda.is_available():
+        return "none"
+    free, total = torch.cuda.mem_get_info()
+    count = torch.cuda.device_count()
+    return f"{torch.cuda.get_device_name()} x {count}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free on the first"
+
+
+def _warp() -> str:
+    """Tell whether this machine can simulate on a GPU; makes no environment, whose kernels compile for minutes."""
+    from inril_ray.envs.furniture.warp import import_warp, require_gpu
+
+    try:
+        require_gpu()
+        import_warp()
+    except InrilError as error:
+        return f"not ready here: {error} On Ray, workers look for one on the nodes."
+    return "ready"
 
 
 def _try(task: str) -> str:

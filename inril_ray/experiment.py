@@ -68,7 +68,12 @@ class ComputeConfig:
     max_policy_lag: NonNegativeInt = 1
     """Rollouts collected with weights that are older than this many updates are dropped (``pipelined``)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """The learner's. ``auto`` takes a GPU when there is one."""
+    """The learner's. ``auto`` takes a GPU when there is one. Unless it is ``cpu``, a rollout worker that owns a GPU, or
+    a share of one, acts on it."""
+    worker_gpu: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of a GPU that each rollout worker asks Ray for; the learner then asks for as much. None: a half where the
+    simulator needs a GPU, else none, and workers act on their CPU. With ``--local`` one process has the whole GPU, and
+    0 makes it act on the CPU."""
     learner_threads: PositiveInt = 1
     """Torch threads of the learner on a CPU."""
     rollout_timeout_s: PositiveFloat = 600.0
@@ -309,6 +314,12 @@ def learner_device(config: ExperimentConfig) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def acting_device(config: ExperimentConfig) -> torch.device:
+    """Return where a rollout worker acts: on the GPU that its process was given, whole or a share, else on the CPU."""
+    takes = config.compute.device != "cpu" and config.compute.worker_gpu != 0
+    return torch.device("cuda" if takes and torch.cuda.is_available() else "cpu")
+
+
 def build_policy(config: ExperimentConfig, spec: EnvSpec, stats: NormalizerStats | None = None) -> Policy:
     """Make an untrained policy; without statistics, one that weights will be loaded into."""
     blank = NormalizerStats(
@@ -406,8 +417,8 @@ class WorkerParts:
 
     def __init__(self, config: ExperimentConfig, worker: int, num_workers: int) -> None:
         self.config, self.worker, self.num_workers = config, worker, num_workers
-        self.policy = build_acting(config)
-        self.policy.eval()
+        self.device = acting_device(config)
+        self.policy = build_acting(config).to(self.device).eval()
         mine = share(config.rollout.num_envs, worker, num_workers)
         self.collector = RolloutCollector(
             self._make_env("train", mine),
@@ -416,6 +427,7 @@ class WorkerParts:
             num_decisions=config.rollout.num_decisions,
             reset_each=config.rollout.reset_each,
             index=worker,
+            device=self.device,
         )
         self._evaluator: Evaluator | None = None
 
@@ -439,7 +451,7 @@ class WorkerParts:
         if self._evaluator is None:
             total = self.config.evaluation.num_envs
             env = self._make_env("eval", share(total, self.worker, self.num_workers))
-            self._evaluator = Evaluator(env, self.config.seed, total)
+            self._evaluator = Evaluator(env, self.config.seed, total, self.device)
         return self._evaluator.evaluate(self.policy.alone if alone else self.policy, num_episodes)
 
 

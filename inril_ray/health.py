@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ LITTLE_MEMORY = 2**30
 """Bytes of free memory below which a run is likely to be killed."""
 OUT_OF_RANGE = 0.2
 """Share of observed values outside the range of the demonstrations from which the normaliser does not fit the task."""
+SLOW_ACTING_S = 60.0
+"""Seconds of one rollout in the policy from which a GPU for the workers is recommended, where simulators take less."""
 REWARD_PATIENCE = 3
 """Iterations in which episodes ended, all without a reward, after which it is said."""
 
@@ -31,6 +33,25 @@ def machine(run_dir: Path) -> list[str]:
     disk = shutil.disk_usage(run_dir).free
     if disk < LITTLE_MEMORY:
         found.append(f"Only {_mib(disk)} MiB of disk are free at {run_dir}. Make room, or choose another --out.")
+    return found
+
+
+def waiting(asked: Sequence[Mapping[str, float]], free: Mapping[str, float], limit_s: float) -> list[str]:
+    """Look whether what a run asks a cluster for is free, or whether others have it now.
+
+    Args:
+        asked: for each process, resource to how much of it.
+        free: what the cluster has free.
+        limit_s: time that the run waits.
+    """
+    found = []
+    for resource in ("CPU", "GPU"):
+        needed, there = sum(one.get(resource, 0.0) for one in asked), free.get(resource, 0.0)
+        if needed > there + 1e-9:
+            found.append(
+                f"The run asks for {needed:g} {resource}s, of which {there:g} are free: it waits at most {limit_s:.0f} "
+                "s for others to end."
+            )
     return found
 
 
@@ -139,6 +160,12 @@ class FirstIterations:
             found.append(
                 f"{100 * metrics['obs_out_of_range']:.0f} % of the observed values are outside the range of the "
                 "demonstrations, which normalises them: either these are of another version of the task, or too few."
+            )
+        acting_s, simulation_s = (metrics.get(name, 0.0) for name in ("inference_s", "simulation_s"))
+        if self._seen == 1 and acting_s > max(SLOW_ACTING_S, simulation_s):
+            found.append(
+                f"Workers spent {acting_s:.0f} s of the first rollout in the policy and {simulation_s:.0f} s in the "
+                "simulator. On a GPU they act faster: where there is one, compute.worker_gpu gives each a share of it."
             )
         if self._ended == REWARD_PATIENCE and not (self._rewarded or self._told):
             self._told = True

@@ -179,7 +179,11 @@ class MeanMetrics:
 
     def means(self) -> dict[str, float]:
         """Return the mean of everything added."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        device = {name: total for name, total in self._sums.items() if isinstance(total, torch.Tensor)}
+        # In double precision, in which every single one is exact.
+        fetched = torch.stack([total.double() for total in device.values()]).tolist() if device else []
+        totals = {**self._sums, **dict(zip(device, fetched, strict=True))}
+        return {name: float(totals[name]) / count for name, count in self._counts.items()}
 
 
 def checked(metrics: Mapping[str, float]) -> dict[str, float]:

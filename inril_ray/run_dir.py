@@ -29,6 +29,7 @@ INCIDENTAL = (
     "video",
     "compute.num_workers",
     "compute.device",
+    "compute.worker_gpu",
     "compute.learner_threads",
     "compute.rollout_timeout_s",
     "compute.max_worker_restarts",
@@ -36,6 +37,7 @@ INCIDENTAL = (
     "env.furniture.meshes",
     "env.furniture.contacts",
     "env.furniture.constraints",
+    "env.furniture.warp_device",
 )
 """Settings that may change when a run goes on: where and with how much it computes, is saved, drawn and tracked."""
 RESUMED = ("num_iterations", "demos")

@@ -72,7 +72,8 @@ class AWR(OffPolicyAlgorithm):
         network = ValueNetwork(context.spec.obs_dim, config.critic_hidden_dim, config.critic_num_hidden)
         self.value = self.add_module("value", network)
         self._advantages: Tensor | None = None
-        self._order: tuple[Tensor, Tensor] | None = None
+        self._order: tuple[Tensor, Tensor, dict[int, Tensor]] | None = None
+        """Place in the ring and validity of each transition, oldest first; number of rows to the valid ones in them."""
 
     def prepare(self, rollout: Rollout, policy: Policy, *, fresh_start: bool) -> Experience:
         """Put a rollout into the replay; see :meth:`Algorithm.prepare`."""
@@ -102,11 +103,12 @@ class AWR(OffPolicyAlgorithm):
     def _take(self, numbers: Tensor, generator: torch.Generator, rows: int, limit: int | None = None) -> Weighted:
         size = min(self.config.batch_size, limit or self.config.batch_size)
         if self._order is None:
-            self._order = self.replay.places_in_order(), self.replay.in_order("valid")["valid"].flatten()
-        places, valid = self._order
-        valid = valid[:rows].nonzero()[:, 0]
-        drawn = torch.randint(len(valid), (size,), generator=generator).to(self.device)
-        at = valid[drawn]
+            self._order = self.replay.places_in_order(), self.replay.in_order("valid")["valid"].flatten(), {}
+        places, valid, choices = self._order
+        if rows not in choices:
+            choices[rows] = valid[:rows].nonzero()[:, 0]
+        drawn = torch.randint(len(choices[rows]), (size,), generator=generator).to(self.device)
+        at = choices[rows][drawn]
         return Weighted(batch=self.replay.take(places[at], generator), number=numbers[at])
 
     @torch.no_grad()

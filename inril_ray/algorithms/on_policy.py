@@ -136,7 +136,7 @@ class PreparedRollout(Experience):
 
     def minibatches(self, generator: torch.Generator) -> Iterator[Minibatch]:
         """Yield one shuffled pass; the last partial minibatch is dropped unless it is the only one."""
-        order = torch.randperm(self.num_samples, generator=generator)
+        order = torch.randperm(self.num_samples, generator=generator).to(self.obs.device)
         for i in range(self.num_minibatches):
             yield self._take(order[i * self.minibatch_size : (i + 1) * self.minibatch_size])
 
@@ -174,6 +174,9 @@ class OnPolicyAlgorithm(Algorithm):
             self.critic.parameters(), lr=config.critic_lr, weight_decay=config.weight_decay, eps=config.adam_eps
         )
         self.reward_scaler = RewardScaler(context.num_envs)
+        by_step = self.step_weights(context.policy.num_scored_steps)
+        self._by_step = torch.tensor(by_step, device=context.device)
+        """[2, F] weight of the advantage and clip ratio of each scored step."""
 
     def make_critic(self, context: AlgorithmContext) -> nn.Module:
         """Return an untrained value network."""
@@ -270,9 +273,7 @@ class OnPolicyAlgorithm(Algorithm):
 
     def loss(self, policy: Policy, minibatch: Minibatch) -> Losses:
         """Return PPO's losses over scored steps; see :meth:`Algorithm.loss`."""
-        weights, clips = self.step_weights(policy.num_scored_steps)
-        weight = torch.tensor(weights, device=self.device)[minibatch.step]
-        clip_ratio = torch.tensor(clips, device=self.device)[minibatch.step]
+        weight, clip_ratio = self._by_step[:, minibatch.step]
         log_prob = policy.log_prob(minibatch.obs, minibatch.before, minibatch.after, minibatch.step)
         advantage = minibatch.advantage if minibatch.normalized else normalized(minibatch.advantage)
         surrogate, kl, clip_fraction = clipped_surrogate(

@@ -47,7 +47,8 @@ class RLPD(SoftActorCritic):
         super().__init__(config, context)
         for layer in self.critics.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
+                # Drawn on the CPU, so that it is the same wherever the critics live.
+                layer.weight.data.copy_(nn.init.xavier_uniform_(torch.empty(layer.weight.shape)))
                 nn.init.zeros_(layer.bias)
         self.target_critics.load_state_dict(self.critics.state_dict())
 

@@ -55,8 +55,8 @@ def _init_ray(num_cpus: int, options: Mapping[str, Any]) -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         handler = signal.getsignal(signal.SIGTERM)
-        # Ray 2.60 warns that this will become its default: leave the GPU variables of CPU-only actors alone.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # An actor that was given no GPU sees none. By Ray's default it would see all of its node, and use the first.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         if cluster_address():
             ray.init(logging_level=logging.WARNING)
         else:

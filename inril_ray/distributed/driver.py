@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 from ray.util import get_current_placement_group
 
+from inril_ray import health
 from inril_ray.backend import deal
 from inril_ray.demos.store import DemoArrays
 from inril_ray.distributed.cluster import start_ray
 from inril_ray.distributed.demo_service import DemoService
 from inril_ray.distributed.gauges import GaugeTracker
+from inril_ray.distributed.placement import asked_for, check_gpus
 from inril_ray.distributed.weights import WeightRefs
 from inril_ray.distributed.workers import FragmentMeta, LearnerActor, RolloutWorker
 from inril_ray.experiment import ExperimentConfig, task_spec
@@ -38,7 +41,7 @@ def connect(config: ExperimentConfig) -> None:
 
     Raises:
         InrilError: the cluster has too few CPUs for the workers and the learner, or the run too few environments; gives
-            both numbers. Or Ray failed.
+            both numbers. Or it has no room for those that need a GPU, or Ray failed.
     """
     for name, envs in (("rollout", config.rollout.num_envs), ("evaluation", config.evaluation.num_envs)):
         if envs < config.compute.num_workers:
@@ -53,6 +56,7 @@ def connect(config: ExperimentConfig) -> None:
             f"compute.num_workers = {config.compute.num_workers}: workers and learner need {needed} CPUs, "
             f"the cluster has {total:.0f}. Lower it: a run goes on with any number of workers."
         )
+    check_gpus(config, asked_for(config))
 
 
 class LostError(InrilError):
@@ -88,12 +92,12 @@ class RayBackend:
         handle = demos if self._own_demos is None else self._own_demos.handle
         self.restarts = 0
         self._restarts_of = [0] * config.compute.num_workers
-        gpus = 0
-        if config.compute.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) >= 1:
-            gpus = 1
-        elif config.compute.device == "cuda":
-            raise InrilError("compute.device = 'cuda': the cluster has no GPU.")
-        self.learner = LearnerActor.options(num_cpus=1, num_gpus=gpus).remote()
+        asked = asked_for(config)
+        self._worker_gpu = asked[1].get("GPU", 0.0)
+        if not get_current_placement_group():  # in a trial of a sweep all of it is reserved
+            for finding in health.waiting(asked, ray.available_resources(), START_TIMEOUT_S):
+                print(f"Check: {finding}", flush=True)
+        self.learner = LearnerActor.options(num_cpus=1, num_gpus=asked[0].get("GPU", 0.0)).remote()
         # Values, not references: what a worker returned stays on its node and would be lost with it.
         self._states: list[Any] = [None] * config.compute.num_workers
         self.workers: list[Any] = [None] * config.compute.num_workers
@@ -114,7 +118,7 @@ class RayBackend:
         # Spread, so that simulators share no cores before they must, and a node that leaves takes few of them. In a
         # trial of a sweep its placement group decides.
         strategy = {} if get_current_placement_group() else {"scheduling_strategy": "SPREAD"}
-        self.workers[index] = RolloutWorker.options(num_cpus=1, **strategy).remote()
+        self.workers[index] = RolloutWorker.options(num_cpus=1, num_gpus=self._worker_gpu, **strategy).remote()
         return self.workers[index].start.remote(
             self.config, index, self.config.compute.num_workers, self._states[index]
         )
@@ -149,8 +153,9 @@ class RayBackend:
             free = ray.available_resources()
             raise InrilError(
                 f"The {who} did not start within {START_TIMEOUT_S:.0f} s; the cluster has {free.get('CPU', 0.0):.0f} "
-                f"free CPUs and {free.get('GPU', 0.0):.0f} free GPUs, and each process needs a CPU. With "
-                "CPUs to spare, its simulator or its imports hang."
+                f"free CPUs and {free.get('GPU', 0.0):g} free GPUs, and each process needs a CPU"
+                f"{f' and a worker {self._worker_gpu:g} of a GPU' if self._worker_gpu else ''}. With these to spare, "
+                "its simulator or its imports hang."
             )
         return ref
 
@@ -421,6 +426,12 @@ def _death(error: RayError, who: str) -> InrilError:
 def _cause(error: RayTaskError, who: str) -> InrilError:
     """Return what an actor raised: our own errors as they are, others with the name of the process."""
     cause = getattr(error, "cause", None)
+    if isinstance(cause, torch.OutOfMemoryError):
+        return InrilError(
+            f"The {who} ran out of the GPU's memory, which Ray's shares do not divide: {_first_line(error)} Raise "
+            "compute.worker_gpu, so that fewer processes share a GPU, or lower what they hold there (rollout.num_envs, "
+            "rl.accumulate or the minibatch)."
+        )
     if isinstance(cause, ObjectLostError):
         return LostError(f"What the {who} was given was on a node that left: {_first_line(error)}")
     return cause if isinstance(cause, InrilError) else FailedError(f"The {who} failed: {_first_line(error)}\n{error}")

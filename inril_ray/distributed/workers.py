@@ -35,8 +35,17 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def hide_foreign_gpus() -> None:
+    """Keep a process that Ray gave no GPU off those of its node, whatever the settings that the node was started with.
+
+    Effective before CUDA is initialised.
+    """
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 class RolloutWorkerShell:
-    """One single-threaded process with its share of the environments.
+    """One single-threaded process with its share of the environments, which acts on a GPU where it was given one.
 
     ``start`` builds it, not ``__init__``: of what that raises Ray tells the driver no more than a traceback's text.
     """
@@ -50,6 +59,7 @@ class RolloutWorkerShell:
             num_workers: workers in all.
             state: of a predecessor that died, or None.
         """
+        hide_foreign_gpus()
         torch.set_num_threads(1)
         self.parts = WorkerParts(config, worker, num_workers)
         self._version, self._generation = -1, -1
@@ -118,6 +128,7 @@ class LearnerShell:
             config: of the run.
             demos: handle of the demonstration service.
         """
+        hide_foreign_gpus()
         torch.set_num_threads(config.compute.learner_threads)
         self.config = config
         self.learner = build_learner(config, fetch(demos))

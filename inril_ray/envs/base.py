@@ -40,6 +40,8 @@ class FurnitureOptions:
     """That ``warp`` has memory for, per environment; all share it. A run that needs more stops and says so."""
     constraints: PositiveInt | None = None
     """Rows of constraints that ``warp`` has memory for, in each environment."""
+    warp_device: Literal["cuda", "cpu"] = "cuda"
+    """Where ``warp`` simulates. On a CPU it crawls: that is for tests."""
 
 
 @config
@@ -49,8 +51,7 @@ class EnvConfig:
     backend: Literal["fast", "kernel", "stock", "cpu", "warp"] | None = None
     """``fast``: our batched stepper; ``stock``: the simulator's own environment, the reference; ``kernel``: a faster
     stepper with raw pointers into MuJoCo; ``cpu``: the furniture tasks' own model on CPU cores; ``warp``: the same on
-    one GPU, for a thousand environments (without a GPU it runs, very slowly). None takes the first of those that the
-    task has."""
+    one GPU, for a thousand environments. None takes the first of those that the task has."""
     semantics: str | None = None
     """Which release's rules the simulator follows, where releases differ silently: ``v15`` or ``v141`` for Robomimic,
     ``v4`` or ``v5`` for Gym. None takes the task's first. Demonstrations recorded under other rules are refused."""
@@ -101,6 +102,10 @@ class Task(ABC):
         if config.backend is not None and config.backend not in self.backends:
             raise InrilError(f"env.backend = {config.backend!r}: {self.name} has {', '.join(self.backends)}.")
         return config.backend or self.backends[0]
+
+    def needs_gpu(self, config: EnvConfig) -> bool:
+        """Tell whether the task simulates on a GPU under a configuration."""
+        return False
 
     def chosen_semantics(self, config: EnvConfig) -> str:
         """Return the rules that a configuration asks for, or an empty text where the task has nothing to choose.

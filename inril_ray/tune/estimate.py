@@ -17,6 +17,7 @@ from inril_ray.config import merge
 from inril_ray.distributed.cluster import cluster_address, start_ray
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import START_TIMEOUT_S, explained
+from inril_ray.distributed.placement import Bundle, asked_for, check_gpus, one_process
 from inril_ray.experiment import ExperimentConfig, load_config, resolved, task_spec
 from inril_ray.registry import resolve
 from inril_ray.schedules import SCHEDULES
@@ -29,12 +30,15 @@ PROBE_S = 60.0
 
 # -- resources --------------------------------------------------------------------------------------------------------
 def placement(config: ExperimentConfig, local: bool) -> tune.PlacementGroupFactory:
-    """Return what a trial reserves: its driver, its learner with a GPU where there is one, its workers."""
-    gpu = {"GPU": 1.0} if config.compute.device != "cpu" and ray.cluster_resources().get("GPU", 0.0) >= 1 else {}
+    """Return what a trial reserves: its driver, its learner and its workers, those with GPUs that a run gives some."""
+    return tune.PlacementGroupFactory(trial_bundles(config, local))
+
+
+def trial_bundles(config: ExperimentConfig, local: bool) -> list[Bundle]:
+    """Return what the processes of a trial ask for: its driver, its learner, its workers; or one for all."""
     if local:
-        return tune.PlacementGroupFactory([{"CPU": 1.0, **gpu}])
-    workers = [{"CPU": 1.0}] * config.compute.num_workers
-    return tune.PlacementGroupFactory([{"CPU": 1.0}, {"CPU": 1.0, **gpu}, *workers])
+        return [one_process(config, ray.cluster_resources().get("GPU", 0.0))]
+    return [{"CPU": 1.0}, *asked_for(config)]
 
 
 def bundle_cpus(config: ExperimentConfig, local: bool) -> int:
@@ -46,12 +50,13 @@ def connect(config: ExperimentConfig, local: bool) -> None:
     """Join the cluster, or start one on this machine on which as many trials run at a time as it has cores.
 
     Raises:
-        InrilError: the cluster can't hold a single trial.
+        InrilError: the cluster can't hold a single trial: Tune would wait for it without an end.
     """
     needed = bundle_cpus(config, local)
     total = start_ray(needed * available_cpus())
     if total < needed:
         raise InrilError(f"A trial needs {needed} CPUs (driver, learner, workers), the cluster has {total:.0f}.")
+    check_gpus(config, trial_bundles(config, local))
 
 
 # -- estimate ---------------------------------------------------------------------------------------------------------
@@ -176,8 +181,9 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, 
     workers = 1 if local else config.compute.num_workers
     cores = ray.cluster_resources().get("CPU", 1.0) if cluster_address() else float(available_cpus())
     at_once = max(1, int(ray.cluster_resources().get("CPU", 1.0)) // bundle_cpus(config, local))
-    if gpus:
-        at_once = max(1, min(at_once, int(ray.cluster_resources()["GPU"])))
+    trial_gpus = placement(config, local).required_resources.get("GPU", 0.0)
+    if trial_gpus:
+        at_once = max(1, min(at_once, int(ray.cluster_resources()["GPU"] / trial_gpus + 1e-9)))
     busy_s = trials * (rollouts_s + learning_s)
     wall_s = cloning_s + max(-(-trials // at_once) * (rollouts_s / workers + learning_s), busy_s / cores)
     processes = 1 if local else config.compute.num_workers + 2
@@ -186,7 +192,7 @@ def estimated(sweep: SweepConfig, config: ExperimentConfig, demos: DemoService, 
         "at_once": min(at_once, trials),
         "trial_minutes": (rollouts_s / workers + learning_s) / 60,
         "cpu_hours": (busy_s + cloning_s) / 3600,
-        "gpu_hours": (wall_s * min(at_once, trials) / 3600) if gpus else 0.0,
+        "gpu_hours": wall_s * min(at_once, trials) * trial_gpus / 3600,
         "wall_hours": wall_s / 3600,
         "memory_bytes": min(at_once, trials) * processes * found["process_bytes"],
         "object_store_bytes": demos.size_bytes + min(at_once, trials) * 2 * found["fragment_bytes"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -245,7 +246,11 @@ def test_flags_are_frozen() -> None:
 
 def test_doctor_reports_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert inril("doctor") == 0
-    assert "robomimic/lift" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "robomimic/lift" in said
+    gpu = re.search(r"GPU: (.*)", said)
+    assert gpu is not None
+    assert ("env.backend=warp  not ready here: env.backend = 'warp' simulates on a GPU" in said) == (gpu[1] == "none")
 
 
 def test_video_shows_the_simulator(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ with it that its processes returned. The GPU is a number that Ray is told: the l
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
         for name, value in {
             "RAY_TMPDIR": home,  # short, because sockets lie there; own, so that nobody's ray.init() ends up here
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
             "RAY_worker_niceness": "0",
         }.items():
             patch.setenv(name, value)
@@ -60,6 +61,10 @@ def node_of(actor: Any) -> str:
     return ray._private.state.actors(actor._actor_id.hex())["Address"]["NodeID"]
 
 
+def seen_gpus(actor: Any) -> str | None:
+    return ray.get(actor.__ray_call__.remote(lambda _: os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
 def remove(cluster: Cluster, node_id: str) -> None:
     cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id == node_id))
 
@@ -68,6 +73,20 @@ def backend_with_policy(service: DemoService, kind: Callable[..., RayBackend] = 
     backend = kind(CONFIG, service.handle)
     backend.pretrain()
     return backend
+
+
+@pytest.mark.drill
+def test_a_worker_with_a_share_of_a_gpu_sees_it(cluster: Cluster) -> None:
+    shared = load_config([resolved(CONFIG), {"compute": {"num_workers": 1, "worker_gpu": 0.5}}])
+    with pytest.raises(InrilError, match=r"worker_gpu = 0.5: .* GPUs \(1 CPUs, 1 GPUs\) have room for 1"):
+        RayBackend(shared, load_demos(shared))
+    node = cluster.add_node(num_cpus=2, num_gpus=1)
+    backend = RayBackend(shared, load_demos(shared))
+    try:
+        assert [seen_gpus(actor) for actor in (backend.learner, *backend.workers)] == ["0", "0"]
+    finally:
+        backend.close()
+        cluster.remove_node(node)
 
 
 @pytest.mark.drill
@@ -80,6 +99,7 @@ def test_nodes_of_rollout_workers_may_leave(cluster: Cluster, capsys: pytest.Cap
         gpu = next(node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU"))
         assert node_of(calm.learner) == gpu
         assert len({gpu, *(node_of(worker) for worker in calm.workers)}) == 3
+        assert [seen_gpus(actor) for actor in (calm.learner, *calm.workers)] == ["0", "", ""]
     finally:
         calm.close()
 

@@ -18,6 +18,7 @@ from inril_ray.envs.furniture.model import Addresses, ScrewAddress
 from inril_ray.envs.furniture.spec import PITCH, TAG_MATRIX, TAG_POS, Furniture, Screw, in_tag_frame
 from inril_ray.envs.furniture.tasks import FURNITURE
 from inril_ray.rotations import matrix_of_quat
+from inril_ray.types import InrilError
 
 NAMES = [name for name in envs.TASKS if name.startswith("furniture/")]
 TOP = FURNITURE["one_leg"]
@@ -35,6 +36,18 @@ def test_dimensions_are_those_of_the_paper(name: str, obs_dim: int, horizon: int
     spec = envs.spec(f"furniture/{name}", EnvConfig())
     assert (spec.obs_dim, spec.action_dim, spec.control_hz) == (obs_dim, 10, 10.0)
     assert (spec.max_episode_steps, spec.num_stages) == (horizon, stages)
+
+
+def test_warp_needs_a_gpu_unless_it_is_told_to_crawl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    task, crawling = envs.entry("furniture/one_leg_low"), FurnitureOptions(warp_device="cpu")
+    assert task.needs_gpu(EnvConfig(backend="warp"))
+    assert not task.needs_gpu(EnvConfig(backend="warp", furniture=crawling))
+    assert not any(envs.entry(name).needs_gpu(EnvConfig()) for name in envs.TASKS)
+    with pytest.raises(
+        InrilError, match="this process has none. Take env.backend=cpu; .* env.furniture.warp_device=cpu"
+    ):
+        envs.make(task.name, num_envs=1, seed=0, config=EnvConfig(backend="warp"))
 
 
 def test_observations_of_two_parts_can_be_padded_to_44() -> None:

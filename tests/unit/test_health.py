@@ -51,6 +51,34 @@ def test_a_replay_that_will_not_fit() -> None:
     assert "grow to 100 MiB" in found and "199 MiB of memory are free" in found and "rl.buffer_size" in found
 
 
+@pytest.mark.parametrize(
+    ("asked", "free", "says"),
+    [
+        ([{"CPU": 1.0, "GPU": 0.5}] * 2, {"CPU": 2.0, "GPU": 1.0}, []),
+        ([{"CPU": 1.0, "GPU": 0.5}] * 2, {"CPU": 2.0, "GPU": 0.5}, ["asks for 1 GPUs, of which 0.5 are free"]),
+        ([{"CPU": 1.0, "GPU": 0.5}, {"CPU": 1.0}], {"CPU": 1.0}, ["2 CPUs, of which 1", "0.5 GPUs, of which 0 are"]),
+    ],
+)
+def test_a_cluster_whose_gpus_others_have(
+    asked: list[dict[str, float]], free: dict[str, float], says: list[str]
+) -> None:
+    found = health.waiting(asked, free, 300.0)
+    assert len(found) == len(says)
+    for sentence, part in zip(found, says, strict=True):
+        assert part in sentence and sentence.endswith("it waits at most 300 s for others to end.")
+
+
+@pytest.mark.parametrize(
+    ("acting_s", "simulation_s", "told"), [(61.0, 60.0, True), (61.0, 62.0, False), (59.0, 1.0, False)]
+)
+def test_workers_that_spend_their_time_in_the_policy(acting_s: float, simulation_s: float, told: bool) -> None:
+    first, metrics = health.FirstIterations(), {"inference_s": acting_s, "simulation_s": simulation_s}
+    found = first.observe(metrics)
+    assert found == [text for text in found if "61 s of the first rollout in the policy and 60 s" in text]
+    assert len(found) == told
+    assert first.observe(metrics) == []
+
+
 def test_other_versions_than_the_run_was_started_with() -> None:
     before = {"torch": "2.14.0", "numpy": "1.26.4"}
     assert health.versions(before, dict(before)) == []

@@ -54,6 +54,10 @@ class FurnitureTask(Task):
             success=self.chosen_success(config),
         )
 
+    def needs_gpu(self, config: EnvConfig) -> bool:
+        """Tell whether ``warp`` is chosen, and not for the CPU."""
+        return self.chosen_backend(config) == "warp" and config.furniture.warp_device == "cuda"
+
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
         """Make a batch of environments."""
         self.chosen_semantics(config)
@@ -65,7 +69,8 @@ class FurnitureTask(Task):
         if self.chosen_backend(config) == "warp":
             from inril_ray.envs.furniture.warp import WarpPhysics
 
-            return WarpPhysics(furniture, num_envs, contacts=options.contacts, constraints=options.constraints)
+            memory = {"contacts": options.contacts, "constraints": options.constraints}
+            return WarpPhysics(furniture, num_envs, options.warp_device, **memory)
         from inril_ray.envs.furniture.cpu import CpuPhysics
 
         return CpuPhysics(furniture, num_envs, options.threads)

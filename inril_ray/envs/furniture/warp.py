@@ -34,6 +34,19 @@ CONTACTS, CONSTRAINTS = 96, 384
 may touch, as a mean over environments, and 286 rows."""
 
 
+def require_gpu() -> None:
+    """Refuse to simulate where it would crawl.
+
+    Raises:
+        InrilError: this process has no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise InrilError(
+            "env.backend = 'warp' simulates on a GPU, and this process has none. Take env.backend=cpu; for a test of "
+            "few steps, env.furniture.warp_device=cpu."
+        )
+
+
 def import_warp() -> tuple[Any, Any]:
     """Import warp and mujoco_warp.
 
@@ -89,27 +102,27 @@ class WarpPhysics:
     Args:
         furniture: the task.
         num_envs: B.
-        device: of Warp, such as ``cuda:0`` or ``cpu``; None takes torch's GPU, or the CPU where there is none.
+        device: ``cuda`` takes torch's GPU; ``cpu`` is for tests.
         contacts: that there is memory for, per environment; all environments share it. None takes ``CONTACTS``.
         constraints: rows of constraints that there is memory for, in each environment. None takes ``CONSTRAINTS``.
 
     Raises:
-        InrilError: mujoco_warp or Warp is missing, or of another release.
+        InrilError: there is no GPU, or mujoco_warp or Warp is missing, or of another release.
     """
 
     def __init__(
         self,
         furniture: Furniture,
         num_envs: int,
-        device: str | None = None,
+        device: str = "cuda",
         contacts: int | None = None,
         constraints: int | None = None,
     ) -> None:
+        if device == "cuda":
+            require_gpu()
         self._warp, self._simulator = import_warp()
         warp = self._warp
-        if device is None:
-            device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-        self.device = warp.get_device(device)
+        self.device = warp.get_device(f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device)
         self.model = compile_model(furniture)
         self.where = addresses(self.model, furniture)
         self._substeps = round(furniture.physics_hz / CONTROL_HZ)
