@@ -16,7 +16,7 @@ import numpy as np
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
 from inril_ray.envs.rendering import import_mujoco
 from inril_ray.envs.stock import StockEnv, plain_env
-from inril_ray.types import EnvSpec, FloatArray, InrilError
+from inril_ray.types import EnvSpec, FloatArray, InrilError, Interface
 
 VERSION = "1.4.2"
 
@@ -48,6 +48,9 @@ class RoboticsTask(Task):
             obs_keys=self.obs_keys,
             recorded_as=self.env_name,
             semantics=self.chosen_semantics(config),
+            interface=Interface(rewards="sparse", changed_by=()),
+            reward_values=(0.0, 1.0),
+            pays_success=True,
         )
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:

@@ -16,7 +16,7 @@ from inril_ray.envs.furniture.geometry import euler
 from inril_ray.envs.furniture.spec import CONTROL_HZ, IMPULSE_S, LEVELS, Furniture
 from inril_ray.envs.furniture.tasks import FURNITURE
 from inril_ray.rotations import matrix_of_quat, quat_of_matrix
-from inril_ray.types import BoolArray, EnvSpec, FloatArray
+from inril_ray.types import BoolArray, EnvSpec, FloatArray, Interface
 
 PADDED_OBS = 44
 """Width that the paper's table states for tasks of two parts, whose observations have 37 numbers."""
@@ -51,6 +51,8 @@ class FurnitureTask(Task):
             obs_keys=tuple(keys),
             recorded_as=furniture.name,
             num_stages=len(furniture.pairs),
+            interface=Interface(robots=("Panda",), action_type="absolute", action_frame="base", rewards="sparse"),
+            reward_values=(0.0, 1.0),
         )
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:

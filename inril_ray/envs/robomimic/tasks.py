@@ -18,7 +18,7 @@ import numpy as np
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
 from inril_ray.envs.rendering import import_mujoco
 from inril_ray.envs.robomimic.scenes import CanScene, LiftScene, Scene, SquareScene, TransportScene
-from inril_ray.types import EnvSpec, InrilError
+from inril_ray.types import EnvSpec, InrilError, Interface
 
 CONTROL_HZ = 20
 SUBSTEPS = 25
@@ -40,6 +40,8 @@ class RobomimicTask(Task):
     """DPPO's order: robot keys first, the object last."""
     max_episode_steps: int
     num_arms: int = 1
+    reward_values: tuple[float, ...] = (0.0, 1.0)
+    """What a control step can pay: 1 when it ends solved, and what is paid for parts of that."""
     scene: type[Scene]
     """What differs from the other tasks."""
 
@@ -59,6 +61,20 @@ class RobomimicTask(Task):
             obs_keys=self.obs_keys,
             recorded_as=self.env_name,
             semantics=self.chosen_semantics(config),
+            interface=Interface(
+                robots=("Panda",) * self.num_arms,
+                controller="OSC_POSE",
+                action_type="delta",
+                action_frame="world",
+                action_scale=tuple(OSC_OUTPUT.tolist()),
+                stiffness=(OSC_KP,),
+                damping=(1.0,),
+                interpolation="none",
+                rewards="sparse",
+                changed_by=(),
+            ),
+            reward_values=self.reward_values,
+            pays_success=self.reward_values == (0.0, 1.0),
         )
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
