@@ -165,11 +165,12 @@ def check_arrays(
             field="obs/object",
         )
     different = " and ".join(rule for rule, release in rules.items() if release != semantics)
+    claim = f"{'says' if stated else 'was taken to follow'} {semantics}"
     raise DemoError(
         path,
-        f"{'says' if stated else 'was taken to follow'} {semantics}, but its numbers have another release's rule for "
-        f"{different} (off by {own:.3g} m under {semantics}, by {best:.1g} m otherwise). Where that is known to be right, `inril demos convert --semantics` "
-        "states the rules instead of the file.",
+        f"{claim}, but its numbers have another release's rule for {different} (off by {own:.3g} m under {semantics}, "
+        f"by {best:.1g} m otherwise). Where that is known to be right, `inril demos convert --semantics` states the "
+        "rules instead of the file.",
         episode=episode,
         field="obs/object",
     )

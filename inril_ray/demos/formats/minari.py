@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from inril_ray.demos import gymnasium_spec
 from inril_ray.demos.columns import matrix
 from inril_ray.demos.episodes import (
     EVERYTHING,
@@ -42,7 +43,7 @@ from inril_ray.demos.episodes import (
     wanted_keys,
 )
 from inril_ray.demos.hdf5 import content, open_hdf5
-from inril_ray.types import FloatArray, Interface
+from inril_ray.types import FloatArray
 
 METADATA = "metadata.json"
 HDF5_FILE = "main_data.hdf5"
@@ -51,18 +52,6 @@ SUCCESS = ("success", "is_success")
 """Names that environments give to success in ``infos``."""
 FLAT = ""
 """Key of an observation that is one array."""
-HARMLESS = re.compile(
-    r"reward_type=|render|width=|height=|camera|default_camera|max_geom|visual|max_episode_steps=|reset_noise_scale=|"
-    r"TimeLimit|OrderEnforcing|PassiveEnvChecker|RecordEpisodeStatistics|RecordVideo|DataCollector|Autoreset"
-)
-"""Options and wrappers of gymnasium that leave actions, observations and rewards as they are."""
-PAY = re.compile(r"_weight=|_reward=|_reward_|contact_cost|\w*Reward$")
-"""Those that change rewards alone."""
-MEANING = re.compile(
-    r"frame_skip=|xml_file=|model_path=|obs_type=|_observation=|include_|control|"
-    r"\w*(Action|Observation|Frame|Stack|Skip|Repeat|Normalize|Rescale|Flatten|Filter|Delay)\w*(?<!Reward)$"
-)
-"""Those that change actions or observations."""
 VERSION = "0.5.4"
 """Release of Minari whose layout is written."""
 
@@ -168,38 +157,9 @@ def _info(path: Path, metadata: Mapping[str, Any]) -> FileInfo:
             **{key: metadata[key] for key in told if isinstance(metadata.get(key), str)},
             **({"made_by": source} if source else {}),
         },
-        warnings=_other_changes(env_spec),
-        stated=_stated(path, metadata, env_spec),
+        warnings=gymnasium_spec.warnings(env_spec),
+        stated=gymnasium_spec.interface(env_spec, _json(path, metadata, "action_space")),
     )
-
-
-def _stated(path: Path, metadata: Mapping[str, Any], env_spec: Mapping[str, Any]) -> Interface:
-    """Return what the action space and ``env_spec`` state about actions and rewards."""
-    space = _json(path, metadata, "action_space")
-    low, high = space.get("low"), space.get("high")
-    bounded = space.get("type") == "Box" and isinstance(low, list) and isinstance(high, list)
-    name, kind = str(env_spec.get("id", "")), (env_spec.get("kwargs") or {}).get("reward_type")
-    words = [word for word in ("sparse", "dense") if kind == word or word.capitalize() in name]
-    paid = [change for change in _changes(env_spec) if PAY.search(change)]
-    return Interface(
-        action_low=tuple(map(float, low)) if bounded else None,
-        action_high=tuple(map(float, high)) if bounded else None,
-        rewards=f"with {', '.join(paid)}" if paid else next(iter(words), None),
-        changed_by=tuple(c for c in _changes(env_spec) if MEANING.search(c)) if env_spec else None,
-    )
-
-
-def _changes(env_spec: Mapping[str, Any]) -> list[str]:
-    """Return the options and wrappers by which the environment differs from the registered one."""
-    options = [f"{name}={value}" for name, value in (env_spec.get("kwargs") or {}).items()]
-    wrappers = [str(w.get("name", "")) for w in env_spec.get("additional_wrappers") or () if isinstance(w, dict)]
-    return [change for change in (*options, *wrappers) if not HARMLESS.match(change)]
-
-
-def _other_changes(env_spec: Mapping[str, Any]) -> tuple[str, ...]:
-    others = [c for c in _changes(env_spec) if not MEANING.search(c) and not PAY.search(c)]
-    told = "was recorded with {}: whether that changes what its numbers mean is not known here."
-    return (told.format(", ".join(others)),) if others else ()
 
 
 def _json(path: Path, metadata: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -110,8 +110,11 @@ def _info(path: Path, file: Any) -> FileInfo:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DemoError(path, f"is not robomimic's JSON ({error!r}).", field=ENV_ARGS) from None
     source = recorded_source(path, text(attributes.get(SOURCE_KEY)))
-    old = version and _release(version) < (1, 4)
-    warnings = (f"robosuite {version} is older than 1.4; its rules are taken to be 1.4.1's.",) if old else ()
+    release, warnings = _release(version) if version else (1, 5), ()
+    if release < (1, 4):
+        warnings = (f"robosuite {version} is older than 1.4; its rules are taken to be 1.4.1's.",)
+    elif release > (1, 5):
+        warnings = (f"robosuite {version} is newer than 1.5; its rules are not known here.",)
     masks = sorted(file["mask"]) if isinstance(file.get("mask"), h5py.Group) else []
     return FileInfo(
         format="robomimic_hdf5",
