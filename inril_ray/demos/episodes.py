@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from inril_ray import envs
 from inril_ray.demos.causes import cause, explained
 from inril_ray.types import UNSTATED, BoolArray, EnvSpec, FloatArray, InrilError, Interface
 
@@ -42,6 +43,10 @@ class DemoError(InrilError):
         super().__init__(f"Demonstration file {path}{where}: {message}")
 
 
+def _not_told(_: FloatArray) -> BoolArray | None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
     """What the task that the demonstrations are for requires of them."""
@@ -60,6 +65,8 @@ class Expectation:
     """What a control step can pay; None where that is any number."""
     pays_success: bool = False
     """A control step pays 1 if it ends solved, else 0."""
+    solved: Callable[[FloatArray], BoolArray | None] = _not_told
+    """Tells in which of N observations [N, O] the task is solved; None where they don't tell."""
 
     @staticmethod
     def of(spec: EnvSpec, recorded_semantics: str | None = None) -> Expectation:
@@ -78,6 +85,7 @@ class Expectation:
             ),
             reward_values=spec.reward_values,
             pays_success=spec.pays_success,
+            solved=envs.entry(spec.task).solved if spec.task in envs.TASKS else _not_told,
         )
 
 

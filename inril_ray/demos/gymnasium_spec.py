@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,9 +32,10 @@ def interface(env_spec: Mapping[str, Any], action_space: Mapping[str, Any]) -> I
         action_space: Minari's form of the space; empty where there is none.
     """
     low, high = action_space.get("low"), action_space.get("high")
-    bounds = {}
+    bounds: dict[str, Any] = {}
     if action_space.get("type") == "Box" and isinstance(low, list) and isinstance(high, list):
-        bounds = {"action_low": tuple(map(float, low)), "action_high": tuple(map(float, high))}
+        if any(math.isfinite(x) for x in (*low, *high)):
+            bounds = {"action_low": tuple(map(float, low)), "action_high": tuple(map(float, high))}
     if not env_spec:
         return replace(UNSTATED, **bounds)
     name, kind, changes = str(env_spec.get("id", "")), _options(env_spec).get("reward_type"), _changes(env_spec)

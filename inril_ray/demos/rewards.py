@@ -9,6 +9,10 @@ import numpy as np
 from inril_ray.demos.episodes import Episode, Expectation
 from inril_ray.types import FloatArray, Interface
 
+RAISED = "1 was added to them"
+STATED = "they were computed from the success that the file states after each step"
+RULE = "they were computed from the observations by the task's rule of success"
+UNKNOWN = "they are not in its units and count as unknown; algorithms that learn from them refuse such demonstrations"
 PENALTIES = (-1.0, 0.0)
 """Rewards of goal tasks in gymnasium-robotics: 0 in a step that ends solved, else -1."""
 
@@ -16,10 +20,11 @@ PENALTIES = (-1.0, 0.0)
 def task_rewards(
     episodes: Sequence[Episode], stated: Interface, expectation: Expectation | None
 ) -> tuple[list[FloatArray | None], tuple[str, ...]]:
-    """Return the rewards of each episode in the units of a task, and warnings.
+    """Return the rewards of each episode in the units of a task, None where they are unknown, and warnings.
 
     Where the task pays for success and the file says after which steps it was solved, they are computed from that.
-    Else the file's own are taken, if they can be the task's; -1 and 0 become 0 and 1. None where they are unknown.
+    Else the file's own are taken, if they can be the task's; -1 and 0 become 0 and 1. Else they are computed by the
+    task's own rule of success, where observations tell whether it is solved.
 
     Args:
         episodes: as they were read.
@@ -27,34 +32,35 @@ def task_rewards(
         expectation: of the task; None takes the rewards as they are.
     """
     found = [e.rewards for e in episodes]
-    known = [r for r in found if r is not None]
     if expectation is None:
         return found, ()
+    known = [r for r in found if r is not None]
     add = _difference(np.concatenate(known), stated, expectation) if known else None
-    rewards: list[FloatArray | None] = []
+    rewards, ways = [], set()
     for episode in episodes:
-        own = None if episode.rewards is None or add is None else episode.rewards + np.float32(add)
+        own, way = None if episode.rewards is None or add is None else episode.rewards + np.float32(add), RAISED
         if expectation.pays_success and episode.solved is not None:
-            own = episode.solved.astype(np.float32)
+            own, way = episode.solved.astype(np.float32), STATED
+        elif expectation.pays_success and own is None:
+            own, way = _by_rule(episode, expectation), RULE
         rewards.append(own)
-    if not known:
-        return rewards, ()
-    values = np.concatenate(known)
-    own = f"the file's own rewards, from {values.min():.4g} to {values.max():.4g}"
-    own += f" ({stated.rewards})" if stated.rewards else ""
+        if episode.rewards is None and own is not None:
+            ways.add(way)
+        elif episode.rewards is not None and (own is None or not np.array_equal(own, episode.rewards)):
+            ways.add(UNKNOWN if own is None else way)
+    had = "the file has no rewards of its own"
+    if known:
+        had = f"the file's rewards are from {np.concatenate(known).min():.4g} to {np.concatenate(known).max():.4g}"
+        had += f" ({stated.rewards})" if stated.rewards else ""
     pays = " or ".join(f"{v:g}" for v in expectation.reward_values or ()) or "by its own formula"
-    pairs = [(a, b) for a, b in zip(found, rewards, strict=True) if a is not None]
-    if any(b is None for _, b in pairs):
-        return rewards, (
-            f"{own}, are not in the units of the task, which pays {pays}: they count as unknown, and algorithms that "
-            "learn from rewards of demonstrations refuse them.",
-        )
-    if all(b is not None and np.array_equal(a, b) for a, b in pairs):
-        return rewards, ()
-    how = "are -1 and 0 where the task pays 0 and 1, and were raised by 1"
-    if any(e.solved is not None for e in episodes):
-        how = f"were replaced by what the task pays ({pays}) for the success that the file states after each step"
-    return rewards, (f"{own}, {how}.",)
+    return rewards, tuple(f"{had}, the task pays {pays}: {way}." for way in sorted(ways))
+
+
+def _by_rule(episode: Episode, expectation: Expectation) -> FloatArray | None:
+    if episode.final_obs is None:
+        return None
+    solved = expectation.solved(np.concatenate([episode.obs[1:], episode.final_obs[None]]))
+    return None if solved is None else solved.astype(np.float32)
 
 
 def _difference(values: FloatArray, stated: Interface, expectation: Expectation) -> float | None:

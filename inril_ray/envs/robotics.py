@@ -16,7 +16,7 @@ import numpy as np
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
 from inril_ray.envs.rendering import import_mujoco
 from inril_ray.envs.stock import StockEnv, plain_env
-from inril_ray.types import EnvSpec, FloatArray, InrilError, Interface
+from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError, Interface
 
 VERSION = "1.4.2"
 
@@ -36,6 +36,15 @@ class RoboticsTask(Task):
     success_key: str
     """Name of the success flag in the simulator's ``info``."""
     env_class: type[RoboticsEnv]
+    reach: float | None = None
+    """Metres between achieved and desired goal below which the task is solved, where both are observed."""
+
+    def solved(self, obs: FloatArray) -> BoolArray | None:
+        """Compare the goals; see :meth:`Task.solved`."""
+        if self.reach is None:
+            return None
+        achieved, desired = obs[:, -6:-3].astype(np.float64), obs[:, -3:].astype(np.float64)
+        return np.linalg.norm(achieved - desired, axis=1) < self.reach
 
     def spec(self, config: EnvConfig) -> EnvSpec:
         """Return the task's dimensions and horizon under a configuration."""
@@ -187,6 +196,7 @@ def _fetch(name: str, env_name: str) -> RoboticsTask:
         control_hz=25.0,
         success_key="is_success",
         env_class=FetchEnv,
+        reach=0.05,
     )
 
 

@@ -227,7 +227,11 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str | None, str]] = {
         "says 3, the data file has 5 steps of it",
     ),
     "length_negative": (table(EPISODES, length=changed(0, -5)), "length", "is -5; a positive number"),
-    "data_file_gone": (lambda p: (p / DATA).unlink(), "episode_index", "episode 0.*no steps in any of the 1 data files"),
+    "data_file_gone": (
+        lambda p: (p / DATA).unlink(),
+        "episode_index",
+        "episode 0.*no steps in any of the 1 data files",
+    ),
     "data_file_twice": (
         lambda p: (p / DATA.replace("000.", "007.")).write_bytes((p / DATA).read_bytes()),
         "episode_index",

@@ -185,7 +185,12 @@ def nothing(array: pa.Array) -> pa.Array:
 MALFORMED: dict[str, tuple[str, Callable[[Path], Any], str | None, str]] = {
     # name: (layout, change, field, part of the message)
     "metadata_gone": ("hdf5", lambda d: (d / "metadata.json").unlink(), "metadata.json", "is missing"),
-    "metadata_not_json": ("hdf5", lambda d: (d / "metadata.json").write_text("{"), None, r"metadata\.json: is not JSON"),
+    "metadata_not_json": (
+        "hdf5",
+        lambda d: (d / "metadata.json").write_text("{"),
+        None,
+        r"metadata\.json: is not JSON",
+    ),
     "metadata_a_list": (
         "hdf5",
         lambda d: (d / "metadata.json").write_text('["total_episodes"]'),
