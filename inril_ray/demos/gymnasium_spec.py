@@ -31,11 +31,10 @@ def interface(env_spec: Mapping[str, Any], action_space: Mapping[str, Any]) -> I
         env_spec: gymnasium's ``EnvSpec`` as plain data; empty where there is none.
         action_space: Minari's form of the space; empty where there is none.
     """
-    low, high = action_space.get("low"), action_space.get("high")
-    bounds: dict[str, Any] = {}
-    if action_space.get("type") == "Box" and isinstance(low, list) and isinstance(high, list):
-        if any(math.isfinite(x) for x in (*low, *high)):
-            bounds = {"action_low": tuple(map(float, low)), "action_high": tuple(map(float, high))}
+    box = action_space.get("type") == "Box"
+    low, high = (tuple(map(float, action_space.get(key) or ())) if box else () for key in ("low", "high"))
+    bounded = any(math.isfinite(x) for x in (*low, *high))
+    bounds: dict[str, Any] = {"action_low": low, "action_high": high} if bounded else {}
     if not env_spec:
         return replace(UNSTATED, **bounds)
     name, kind, changes = str(env_spec.get("id", "")), _options(env_spec).get("reward_type"), _changes(env_spec)

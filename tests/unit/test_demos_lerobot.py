@@ -166,6 +166,59 @@ def test_what_is_optional_may_be_missing(good: Path) -> None:
     assert not arrays.held_out.any()
 
 
+def test_stale_places_in_the_metadata_are_not_believed(good: Path) -> None:
+    """LeRobot's converter of 0.4.0 leaves them so; the rows themselves say which episode they are of."""
+    plain = load(good, EXPECTATION)
+    stale = {"data__file_index": [0, 0, 0, 0], "dataset_from_index": [0, 0, 0, 0], "dataset_to_index": [5, 3, 4, 6]}
+    table(EPISODES, **{name: lambda _, v=v: v for name, v in stale.items()})(good)
+    assert load(good, EXPECTATION).hash_content() == plain.hash_content()
+    table(EPISODES, data__chunk_index=None, data__file_index=lambda v: [7] * len(v), dataset_from_index=None)(good)
+    assert load(good, EXPECTATION).hash_content() == plain.hash_content()
+
+
+def test_episodes_come_in_order_wherever_they_are(good: Path) -> None:
+    plain = load(good, EXPECTATION)
+    first, second = (good / DATA.replace("000.", f"00{i}.") for i in (0, 1))
+    first.rename(good / "x")
+    second.rename(first)
+    (good / "x").rename(second)
+    assert load(good, EXPECTATION).hash_content() == plain.hash_content()
+
+
+def renamed(path: Path, names: dict[str, str]) -> None:
+    """Give features other names, in all that mentions them."""
+    told = read_info(path)
+    told["features"] = {names.get(key, key): value for key, value in told["features"].items()}
+    (path / "meta" / "info.json").write_text(json.dumps(told))
+    stats = json.loads((path / "meta" / "stats.json").read_text())
+    (path / "meta" / "stats.json").write_text(json.dumps({names.get(key, key): v for key, v in stats.items()}))
+    for file in sorted((path / "data").glob("*/*.parquet")):
+        content = pq.read_table(file)
+        pq.write_table(content.rename_columns([names.get(n, n) for n in content.column_names]), file)
+
+
+def test_features_of_other_names_are_told_and_can_be_named(good: Path) -> None:
+    plain = load(good, EXPECTATION)
+    names = {"action": "actions", "observation.state": "state", "observation.environment_state": "objects",
+             "next.reward": "reward", "next.success": "done"}  # fmt: skip
+    renamed(good, names)
+    held = "state, objects, observation.images.front, actions, reward, done, next.done"
+    with pytest.raises(DemoError, match=f"is missing; found: {held}. If .*demos convert … --key action=NAME") as caught:
+        load(good, EXPECTATION)
+    assert caught.value.field == "action"
+    with pytest.raises(DemoError, match=f"found: {held}. If .*--key environment_state=NAME") as caught:
+        load(good, EXPECTATION, Selection(names={"action": "actions"}))
+    assert caught.value.field == "observation.environment_state"
+    keys = {"action": "actions", "environment_state": "objects"}  # `state` is found by its own name
+    unpaid = load(good, EXPECTATION, Selection(names=keys))
+    assert np.isnan(unpaid.rewards).all()
+    assert unpaid.success.tolist() == [-1] * 4
+    named = load(good, EXPECTATION, Selection(names={**keys, "next.reward": "reward", "next.success": "done"}))
+    assert named.hash_content() == plain.hash_content()
+    with pytest.raises(DemoError, match="holds no vector whose name begins so; found: state, objects") as caught:
+        load(good, selection=Selection(names=keys))
+
+
 # -- malformed data sets ----------------------------------------------------------------------------------------------
 def read_info(path: Path) -> dict[str, Any]:
     return json.loads((path / "meta" / "info.json").read_text())

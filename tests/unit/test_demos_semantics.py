@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from inril_ray import envs
 from inril_ray.cli import main
-from inril_ray.demos.episodes import DemoError, Expectation, FileInfo
+from inril_ray.demos.episodes import DemoError, Expectation, FileInfo, RecordedEpisode
+from inril_ray.demos.formats import minari
 from inril_ray.demos.semantics import AGE, DIRECTION, ORDER, check_arrays, check_task
-from inril_ray.demos.store import load
+from inril_ray.demos.store import convert, load
 from inril_ray.envs.base import EnvConfig
 from inril_ray.types import FloatArray
+from tests.unit import test_demos_lerobot
 
 PATH = Path("demos.hdf5")
 OLD = np.load(Path(__file__).parents[1] / "golden" / "robosuite_141.npz")
@@ -129,6 +136,65 @@ def test_the_simulator_follows_the_rules_that_it_names(task: str, release: str) 
     check_arrays(PATH, "demo_0", str(spec.recorded_as), release, obs)
     with pytest.raises(DemoError, match="another release's rule"):
         check_arrays(PATH, "demo_0", str(spec.recorded_as), {"v15": "v141", "v141": "v15"}[release], obs)
+
+
+# -- every format -----------------------------------------------------------------------------------------------------
+LIFT_KEYS = (("robot0_eef_pos", 3), ("robot0_eef_quat", 4), ("robot0_gripper_qpos", 2), ("object", 10))
+
+
+def as_minari(path: Path) -> Path:
+    """What robosuite 1.4.1 observed in Lift, in a Minari set."""
+    obs = OLD["lift_obs"]
+    steps = len(obs) - 1
+    episode = RecordedEpisode(
+        obs=obs[:-1], next_obs=obs[1:], actions=np.zeros((steps, 7)), rewards=np.zeros(steps), terminated=False
+    )
+    minari.write(
+        path,
+        [episode],
+        env_spec=EnvSpec("Lift").to_json(),
+        obs_keys=LIFT_KEYS,
+        action_range=(-1.0, 1.0),
+        source={"kind": "scripted"},
+        dataset_id="lift/scripted-v0",
+    )
+    return path
+
+
+def as_lerobot(path: Path) -> Path:
+    """The same in a LeRobot set of one episode, which does not say what it is of."""
+    obs = OLD["lift_obs"].astype(np.float32)
+    start, columns = 0, {}
+    for key, width in LIFT_KEYS:
+        columns[f"observation.{key}"] = test_demos_lerobot.vectors(obs[:, start : start + width])
+        start += width
+    columns["action"] = test_demos_lerobot.vectors(np.zeros((len(obs), 7)))
+    columns |= {"episode_index": pa.array(np.zeros(len(obs), int)), "frame_index": pa.array(np.arange(len(obs)))}
+    features = {key: {"dtype": "float32", "shape": [1]} for key in columns}
+    about = {"codebase_version": "v3.0", "total_episodes": 1, "total_frames": len(obs), "features": features}
+    for folder in ("data", "meta/episodes"):
+        (path / folder / "chunk-000").mkdir(parents=True)
+    pq.write_table(pa.table(columns), path / "data" / "chunk-000" / "file-000.parquet")
+    episodes = pa.table({"episode_index": [0], "length": [len(obs)]})
+    pq.write_table(episodes, path / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
+    (path / "meta" / "info.json").write_text(json.dumps(about))
+    return path
+
+
+@pytest.mark.parametrize("write", [as_minari, as_lerobot])
+def test_numbers_of_other_rules_are_found_in_every_format(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    path = write(tmp_path / "set")
+    old, new = (Expectation.of(envs.spec("robomimic/lift", EnvConfig(semantics=s))) for s in ("v141", "v15"))
+    assert any("v141 was assumed" in w for w in load(path, old).info.metadata["warnings"])
+    with pytest.raises(
+        DemoError, match="was taken to follow v15, but its numbers have another release's rule"
+    ) as caught:
+        convert(path, tmp_path / "out.arrow", new)
+    assert DIRECTION in str(caught.value)
+    assert (caught.value.episode, caught.value.field) == ("0", "obs/object")
+    assert not (tmp_path / "out.arrow").exists()
+    stated = dataclasses.replace(new, recorded_semantics="v15")
+    assert any("the file says nothing" in w for w in load(path, stated).info.metadata["warnings"])
 
 
 # -- what a file states -----------------------------------------------------------------------------------------------
