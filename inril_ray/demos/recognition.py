@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from inril_ray.demos import FORMATS
 from inril_ray.demos.causes import HDF5, NAMES, beginning, cause, description
 from inril_ray.demos.episodes import DemoError
@@ -23,7 +25,7 @@ def recognise(path: Path) -> Any:
     if reason := cause(path):
         raise DemoError(path, reason)
     content = description
-    if path.is_file() and (beginning(path).startswith(HDF5) or path.suffix in (".hdf5", ".h5")):
+    if path.is_file() and (_claims_hdf5(path) or h5py.is_hdf5(path)):
         open_hdf5(path).close()
         content = _hdf5
     for name in FORMATS:
@@ -31,6 +33,10 @@ def recognise(path: Path) -> Any:
         if reader.recognises(path):
             return reader
     raise DemoError(path, f"is none of the known formats ({', '.join(FORMATS)}): {content(path)}.")
+
+
+def _claims_hdf5(path: Path) -> bool:
+    return path.suffix in (".hdf5", ".h5") or beginning(path).startswith(HDF5)
 
 
 def _hdf5(path: Path) -> str:
