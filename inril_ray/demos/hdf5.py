@@ -32,13 +32,13 @@ def open_hdf5(path: Path) -> Any:
         if not h5py.is_hdf5(path) and not beginning(path).startswith(HDF5):
             raise DemoError(path, f"is not an HDF5 file: {description(path)}.")
         file = h5py.File(path, "r")
-    except OSError as error:
+        try:
+            _stay_inside(path, file)
+        except BaseException:
+            file.close()
+            raise
+    except DAMAGE as error:
         raise DemoError(path, explained(path, error)) from None
-    try:
-        _stay_inside(path, file)
-    except BaseException:
-        file.close()
-        raise
     return file
 
 

@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,7 +35,6 @@ from inril_ray.types import InrilError
 for line in sys.stdin:
     path, target, fields = json.loads(line)
     fields["obs_keys"] = tuple((k, w) for k, w in fields["obs_keys"])
-    del fields["interface"]
     expectation = Expectation(**fields)
     try:
         arrays = convert(Path(path), Path(target), expectation) if target else load(Path(path), expectation)
@@ -72,7 +70,8 @@ class Loader:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         stdin, stdout = self._pipes()
-        stdin.write(json.dumps([str(path), str(target) if target else None, asdict(expectation)]) + "\n")
+        fields = {name: getattr(expectation, name) for name in ("env_name", "obs_keys", "action_dim", "semantics")}
+        stdin.write(json.dumps([str(path), str(target) if target else None, fields]) + "\n")
         stdin.flush()
         if not select.select([stdout], [], [], PATIENCE_S)[0]:
             self._process.kill()
