@@ -159,6 +159,7 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("file", type=Path)
     inspect.add_argument("--task", help="also check the file against a task")
     inspect.add_argument("--filter", metavar="NAME", help="only the episodes that the file lists under NAME")
+    _add_key(inspect)
     _add_env_set(inspect)
     inspect.set_defaults(command=_demos_inspect)
     convert = kinds.add_parser("convert", help="convert to one Arrow file")
@@ -172,6 +173,7 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--filter", metavar="NAME", help="only the episodes that the file lists under NAME")
     convert.add_argument("--semantics", help="rules that the recording follows, where the file is wrong about them")
     convert.add_argument("--images", nargs="+", default=[], metavar="KEY", help="cameras to keep")
+    _add_key(convert)
     _add_env_set(convert)
     convert.set_defaults(command=_demos_convert)
     download = kinds.add_parser("download", help="download public demonstrations")
@@ -205,6 +207,16 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, help="short for --set seed=…")
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, for example interleave.every=10"
+    )
+
+
+def _add_key(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        metavar="KEY=NAME",
+        help="what the file calls an observation of the task, or LeRobot's action, next.reward or next.success",
     )
 
 
@@ -411,21 +423,36 @@ def _expectation(arguments: argparse.Namespace) -> Any:
     return Expectation.of(spec, getattr(arguments, "semantics", None))
 
 
+def _names(pairs: list[str]) -> dict[str, str]:
+    """Return keys with their names in a file, of texts ``KEY=NAME``.
+
+    Raises:
+        InrilError: a text is something else, or a key comes twice.
+    """
+    split = [pair.partition("=") for pair in pairs]
+    names = {key: name for key, _, name in split}
+    if len(names) < len(split) or not all(key and name for key, name in names.items()):
+        raise InrilError(f"--key {' '.join(pairs)}: give each key once, as KEY=NAME, such as action=actions.")
+    return names
+
+
 def _demos_inspect(arguments: argparse.Namespace) -> None:
     from inril_ray.demos.episodes import Selection
     from inril_ray.demos.store import load
     from inril_ray.demos.summary import summary_lines
 
     expectation = _expectation(arguments) if arguments.task else None
-    arrays = load(arguments.file, expectation, Selection(filter=arguments.filter))
-    print(plain("\n".join(summary_lines(arguments.file, arrays))))
+    arrays = load(arguments.file, expectation, Selection(filter=arguments.filter, names=_names(arguments.key)))
+    expected = expectation.interface if expectation else None
+    print(plain("\n".join(summary_lines(arguments.file, arrays, expected))))
 
 
 def _demos_convert(arguments: argparse.Namespace) -> None:
     from inril_ray.demos.episodes import Selection
     from inril_ray.demos.store import convert
 
-    selection = Selection(filter=arguments.filter, images=tuple(arguments.images))
+    names = _names(arguments.key)
+    selection = Selection(filter=arguments.filter, images=tuple(arguments.images), names=names)
     arrays = convert(arguments.file, arguments.target, _expectation(arguments), selection)
     print(f"{arguments.target}: {len(arrays.held_out)} episodes, {len(arrays.obs)} steps, {arrays.size_bytes()} bytes")
     for warning in arrays.info.metadata.get("warnings", ()):

@@ -290,10 +290,16 @@ def load_demos(config: ExperimentConfig) -> DemoArrays:
     """Load the demonstrations of a run and check them against its task.
 
     Raises:
-        InrilError: none given and none shipped, or the file can't be used.
+        InrilError: none given and none shipped, or the file can't be used, or not by the algorithm.
     """
-    spec = task_spec(config)
-    expectation = Expectation.of(spec)
+    demos = _load_demos(config)
+    if getattr(resolve(ALGORITHMS, config.algorithm, "algorithm"), "mixes_demos", False):
+        demos.require_rewards(config.algorithm)
+    return demos
+
+
+def _load_demos(config: ExperimentConfig) -> DemoArrays:
+    expectation = Expectation.of(task_spec(config))
     if config.demos is not None:
         return load(Path(config.demos), expectation)
     if config.task not in BUNDLED_DEMOS:

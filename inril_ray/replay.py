@@ -187,7 +187,8 @@ class DemoTransitions:
     """Demonstrations as transitions: from every step a chunk of ``horizon`` actions and what followed.
 
     Their note is the discounted sum of scaled rewards to the end of the episode. Chunks that reach beyond the end of
-    their episode are left out, and so are the last ones where no final observation is known.
+    their episode are left out, and so are the last ones where no final observation is known, or not whether the task
+    ended the episode.
 
     Args:
         obs: [S, O] observations of all episodes.
@@ -195,7 +196,7 @@ class DemoTransitions:
         rewards: [S].
         episode_starts: [E + 1] first step of each episode, and S.
         final_obs: [E, O] observation after the last action, NaN where unknown.
-        terminated: [E] the task ended the episode.
+        terminated: [E] 1 where the task ended the episode, 0, or -1 where it is unknown.
         left_out: [E] not learned from.
         horizon: H.
         normalize: maps actions to [-1, 1].
@@ -225,7 +226,7 @@ class DemoTransitions:
         for e, (first, end) in enumerate(pairwise(episode_starts)):
             if left_out[e]:
                 continue
-            known = bool(np.isfinite(final_obs[e]).all())
+            known = bool(np.isfinite(final_obs[e]).all()) and terminated[e] >= 0
             for t in range(end - 1, first - 1, -1):
                 sums[t] = rewards[t : min(t + horizon, end)].sum() * reward_scale
                 to_go[t] = sums[t] + (discount * to_go[t + horizon] if t + horizon < end else 0.0)

@@ -37,6 +37,39 @@ class InrilError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interface:
+    """What the numbers of actions and rewards mean, as a recording or a task states it; None where it does not."""
+
+    robots: tuple[str, ...] | None = None
+    """Models of the arms."""
+    controller: str | None = None
+    """What turns actions into torques, such as ``OSC_POSE``."""
+    action_type: str | None = None
+    """``delta``: a change from the present pose; ``absolute``: the pose itself."""
+    action_frame: str | None = None
+    """Frame that actions are in: ``world`` or ``base``."""
+    action_scale: tuple[float, ...] | None = None
+    """Metres, then radians, that an action of 1 asks for; a single number stands for all."""
+    stiffness: tuple[float, ...] | None = None
+    damping: tuple[float, ...] | None = None
+    """Damping ratio."""
+    interpolation: str | None = None
+    """How goals are approached within a control step: ``none``, ``linear``."""
+    control_hz: float | None = None
+    """Actions in a second."""
+    action_low: tuple[float, ...] | None = None
+    """Least action; a single number stands for all."""
+    action_high: tuple[float, ...] | None = None
+    rewards: str | None = None
+    """``sparse``: for reaching goals only; ``dense``: for coming nearer, too, by the environment's own formula."""
+    changed_by: tuple[str, ...] | None = None
+    """Wrappers and options that give numbers another meaning than the plain environment's."""
+
+
+UNSTATED = Interface()
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnvSpec:
     """What a task looks like from outside. Dimensions come from here, never from a configuration."""
 
@@ -61,6 +94,12 @@ class EnvSpec:
     """Successive goals of the task; ``info["stage"]`` counts those reached."""
     success: SuccessRule = "reached"
     """What counts as a success, in every comparison."""
+    interface: Interface = UNSTATED
+    """What actions and rewards mean, beside ``control_hz`` and the bounds."""
+    reward_values: tuple[float, ...] | None = None
+    """What a control step can pay; None where that is any number."""
+    pays_success: bool = False
+    """A control step pays 1 if it ends solved, else 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

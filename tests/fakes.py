@@ -118,6 +118,8 @@ def fake_spec(max_episode_steps: int = 10) -> EnvSpec:
         max_episode_steps=max_episode_steps,
         control_hz=20.0,
         obs_keys=(("position", 2), ("clock", 1)),
+        reward_values=(0.0, 1.0),
+        pays_success=True,
     )
 
 

@@ -135,6 +135,7 @@ class OffPolicyAlgorithm(Algorithm):
         demos, cfg = self.context.demos, self.config
         if demos is None:
             raise InrilError(f"{type(self).__name__} learns from demonstrations, and none were given.")
+        demos.require_rewards(type(self).__name__)
         return DemoTransitions(
             obs=demos.obs,
             actions=demos.actions,

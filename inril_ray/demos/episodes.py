@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from inril_ray.types import EnvSpec, FloatArray, InrilError
+from inril_ray import envs
+from inril_ray.demos.causes import cause, explained
+from inril_ray.types import UNSTATED, BoolArray, EnvSpec, FloatArray, InrilError, Interface
 
 DAMAGE = (
     OSError,
@@ -41,6 +43,10 @@ class DemoError(InrilError):
         super().__init__(f"Demonstration file {path}{where}: {message}")
 
 
+def _not_told(_: FloatArray) -> BoolArray | None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
     """What the task that the demonstrations are for requires of them."""
@@ -53,6 +59,14 @@ class Expectation:
     """Rules that the simulator follows; empty accepts any."""
     recorded_semantics: str | None = None
     """Rules that the recording follows, from somebody who knows better than the file; its numbers are not checked."""
+    interface: Interface = UNSTATED
+    """What actions and rewards mean; what is None is not compared."""
+    reward_values: tuple[float, ...] | None = None
+    """What a control step can pay; None where that is any number."""
+    pays_success: bool = False
+    """A control step pays 1 if it ends solved, else 0."""
+    solved: Callable[[FloatArray], BoolArray | None] = _not_told
+    """Tells in which of N observations [N, O] the task is solved; None where they don't tell."""
 
     @staticmethod
     def of(spec: EnvSpec, recorded_semantics: str | None = None) -> Expectation:
@@ -63,6 +77,15 @@ class Expectation:
             action_dim=spec.action_dim,
             semantics=spec.semantics,
             recorded_semantics=recorded_semantics,
+            interface=replace(
+                spec.interface,
+                control_hz=spec.control_hz,
+                action_low=(spec.action_low,),
+                action_high=(spec.action_high,),
+            ),
+            reward_values=spec.reward_values,
+            pays_success=spec.pays_success,
+            solved=envs.entry(spec.task).solved if spec.task in envs.TASKS else _not_told,
         )
 
 
@@ -74,6 +97,12 @@ class Selection:
     """Name of a list of episodes in the file (robomimic's ``mask/NAME``), such as ``20_percent``; None takes all."""
     images: tuple[str, ...] = ()
     """Keys of the image observations to keep."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Key that is looked for, such as ``action``, to the name that it has in the file."""
+
+    def name(self, key: str) -> str:
+        """Return the name in the file of a key."""
+        return self.names.get(key, key)
 
 
 EVERYTHING = Selection()
@@ -88,14 +117,18 @@ class Episode:
     """[L, O]"""
     actions: FloatArray
     """[L, A]"""
-    rewards: FloatArray
-    """[L]"""
+    keys: tuple[tuple[str, int], ...]
+    """Order and width of the parts of the observation."""
+    rewards: FloatArray | None = None
+    """[L] in the units of the file; None where it does not hold them."""
     final_obs: FloatArray | None = None
     """[O] observation after the last action; None where the file does not hold it."""
-    terminated: bool = False
-    """The task ended the episode, not a time limit or the end of the recording."""
+    terminated: bool | None = None
+    """The task ended the episode, not a time limit or the end of the recording; None where the file does not say."""
     success: bool | None = None
     """None where the file does not say."""
+    solved: BoolArray | None = None
+    """[L] the task is solved after each step; None where the file does not say."""
     held_out: bool = False
     """Kept out of training; the imitation probe is measured on it."""
     images: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
@@ -136,6 +169,8 @@ class FileInfo:
     """Who acted: ``human``, ``scripted``, ``planner``, ``rl`` or ``unknown``."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    stated: Interface = UNSTATED
+    """What actions and rewards mean."""
 
 
 class Format(Protocol):
@@ -163,8 +198,21 @@ def reading(path: Path, episode: str | None = None) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        reason = str(error).strip() or type(error).__name__
-        raise DemoError(path, f"is damaged or truncated ({reason}).", episode=episode) from None
+        raise DemoError(path, explained(path, error), episode=episode) from None
+
+
+def json_file(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DemoError: it can't be read, or it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DemoError(path, cause(path) or f"is not JSON ({error}).") from None
+    except DAMAGE as error:
+        raise DemoError(path, explained(path, error)) from None
 
 
 def checked_array(
@@ -234,6 +282,12 @@ def no_filter(path: Path, selection: Selection, *, images: str = "are read from 
         raise DemoError(path, f"images {images}; {', '.join(selection.images)} can't be converted.")
 
 
+def fixed_names(path: Path, selection: Selection) -> None:
+    """Refuse other names of keys in a format whose arrays have the same names in every file."""
+    if selection.names:
+        raise DemoError(path, f"has the names of its format; {', '.join(selection.names)} can't be named otherwise.")
+
+
 def recorded_source(path: Path, text: str | bytes | None) -> dict[str, Any]:
     """Return what a file that we wrote says about who acted; empty for files of others.
 
@@ -252,3 +306,8 @@ def recorded_source(path: Path, text: str | bytes | None) -> dict[str, Any]:
 def wanted_keys(available: Sequence[str], expectation: Expectation | None) -> tuple[tuple[str, int | None], ...]:
     """Return keys and widths of the observation: those of the task, or all in alphabetical order."""
     return expectation.obs_keys if expectation else tuple((key, None) for key in sorted(available))
+
+
+def how_to_name(key: str) -> str:
+    """Return the advice for a set that has other names than the one that is looked for."""
+    return f"If it has another name there, `inril demos convert … --key {key}=NAME` tells it."

@@ -11,7 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from inril_ray.demos.episodes import DemoError
+from inril_ray.demos.causes import HDF5, beginning, cause, description, explained
+from inril_ray.demos.episodes import DAMAGE, DemoError
 
 MAX_INFLATION = 1100
 """No filter of HDF5 makes more bytes out of one: deflate, the strongest, reaches 1032."""
@@ -21,20 +22,35 @@ def open_hdf5(path: Path) -> Any:
     """Open a file for reading.
 
     Raises:
-        DemoError: it does not exist or is not complete.
+        DemoError: it is no HDF5 file, it is not complete, or it can't be read; says why.
     """
-    if not path.is_file():
-        raise DemoError(path, "does not exist.")
+    if reason := cause(path):
+        raise DemoError(path, reason)
     try:
+        if not path.is_file():
+            raise DemoError(path, "is a directory, not an HDF5 file.")
+        if not h5py.is_hdf5(path) and not beginning(path).startswith(HDF5):
+            raise DemoError(path, f"is not an HDF5 file: {description(path)}.")
         file = h5py.File(path, "r")
-    except OSError as error:
-        raise DemoError(path, f"is not a complete HDF5 file ({error}).") from None
-    try:
-        _stay_inside(path, file)
-    except BaseException:
-        file.close()
-        raise
+        try:
+            _stay_inside(path, file)
+        except BaseException:
+            file.close()
+            raise
+    except DAMAGE as error:
+        raise DemoError(path, explained(path, error)) from None
     return file
+
+
+def top(path: Path) -> list[tuple[str, bool]]:
+    """Return the names at the top of an HDF5 file, each with True for a group; nothing for what is no such file."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return []
+    try:
+        with h5py.File(path, "r") as file:
+            return [(str(name), file.get(name, getclass=True) is h5py.Group) for name in file]
+    except DAMAGE:
+        return []
 
 
 def _stay_inside(path: Path, file: Any) -> None:
@@ -63,7 +79,8 @@ def content(path: Path, node: Any, *, episode: str | None, field: str) -> np.nda
         DemoError: it is a group, or its stated size can't be in this file (damaged sizes would fill the memory).
     """
     if not isinstance(node, h5py.Dataset):
-        raise DemoError(path, "is not a data set.", episode=episode, field=field)
+        held = f" but a group of {', '.join(node) or 'nothing'}" if isinstance(node, h5py.Group) else ""
+        raise DemoError(path, f"is not a data set{held}.", episode=episode, field=field)
     size = int(np.prod(node.shape, dtype=object)) * node.dtype.itemsize
     if size > MAX_INFLATION * path.stat().st_size:
         raise DemoError(path, f"states {size} bytes, more than the file can hold.", episode=episode, field=field)

@@ -8,13 +8,14 @@ were measured by stepping 1.4.1 and 1.5.2 side by side.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from inril_ray.demos.episodes import DemoError, Expectation, FileInfo
+from inril_ray.demos.episodes import DemoError, Episode, Expectation, FileInfo
+from inril_ray.demos.interface import check_interface
 from inril_ray.types import FloatArray
 
 ROBOSUITE_RULES = (
@@ -50,7 +51,7 @@ def check_task(path: Path, info: FileInfo, expectation: Expectation) -> tuple[st
         Warnings.
 
     Raises:
-        DemoError: another environment, or other rules.
+        DemoError: another environment, other rules, or actions that mean something else.
     """
     warnings = []
     if expectation.env_name is not None:
@@ -62,10 +63,18 @@ def check_task(path: Path, info: FileInfo, expectation: Expectation) -> tuple[st
                 f"was recorded in environment {info.env_name!r}, the task needs {expectation.env_name!r}.",
                 field="env_name",
             )
+    check_interface(path, info.stated, expectation.interface)
     recorded, simulated = info.semantics, expectation.semantics
     if recorded and simulated and recorded != simulated:
+        if recorded not in RELEASES:
+            raise DemoError(
+                path,
+                f"follows the rules of {recorded}, which are not known here; the task simulates {simulated}. Where the "
+                f"two are known to be equal, `inril demos convert --semantics {simulated}` states them instead.",
+                field="semantics",
+            )
         if (recorded, simulated) not in NEARLY_EQUAL:
-            release, rules = RELEASES.get(recorded, (recorded, "rules that are not known here"))
+            release, rules = RELEASES[recorded]
             raise DemoError(
                 path,
                 f"was recorded with the rules of {release} ({recorded}), the task simulates {simulated}. These differ "
@@ -83,20 +92,60 @@ def _base_name(env_name: str) -> str:
     return re.sub(r"(Sparse|Dense)$", "", env_name)
 
 
-def check_arrays(path: Path, episode: str, env_name: str, semantics: str, obs: Mapping[str, FloatArray]) -> None:
+def check_episodes(
+    path: Path, info: FileInfo, episodes: Sequence[Episode], expectation: Expectation | None
+) -> tuple[str, ...]:
+    """Recompute what observations contain twice, in any format; see :func:`check_arrays`.
+
+    Args:
+        path: file, for the message.
+        info: the rules that it states; where it states none, those of the task are taken.
+        episodes: as they were read.
+        expectation: of the task. With none, only the first episode is looked at.
+
+    Returns:
+        A warning, where no task needs the numbers and they contradict the rules.
+
+    Raises:
+        DemoError: they do, and a task needs them.
+    """
+    if expectation is None:
+        try:
+            check_arrays(path, "", info.env_name, info.semantics, _parts(episodes[0]))
+        except DemoError as error:
+            return (f"obs/object of the first episode {error.reason}",)
+        return ()
+    if expectation.recorded_semantics is not None:
+        return ()
+    env_name, stated = info.env_name or expectation.env_name or "", bool(info.semantics)
+    for episode in episodes:
+        semantics = info.semantics or expectation.semantics
+        check_arrays(path, episode.name, env_name, semantics, _parts(episode), stated=stated)
+    return ()
+
+
+def _parts(episode: Episode) -> dict[str, FloatArray]:
+    ends = np.cumsum([width for _, width in episode.keys])[:-1]
+    return dict(zip([key for key, _ in episode.keys], np.split(episode.obs, ends, axis=1), strict=True))
+
+
+def check_arrays(
+    path: Path, episode: str, env_name: str, semantics: str, obs: Mapping[str, FloatArray], *, stated: bool = True
+) -> None:
     """Recompute what robosuite's observations contain twice, under the rules of either release.
 
     Args:
         path: file, for the message.
         episode: name, for the message.
         env_name: robosuite's name of the environment; others than the benchmark's are not checked.
-        semantics: the rules that the file says it follows.
+        semantics: the rules that it follows; others than robosuite's are not checked.
         obs: key to [L, width]; nothing is checked where one of ``CHECKED`` is missing.
+        stated: the file says that it follows them.
 
     Raises:
         DemoError: the numbers follow other rules than the file says; names the rule that differs.
     """
-    if env_name not in HYPOTHESES or not all(key in obs for key in CHECKED):
+    if env_name not in HYPOTHESES or semantics not in ("v141", "v15") or not all(key in obs for key in CHECKED):
         return
     width, hypotheses = HYPOTHESES[env_name]
     parts = [np.asarray(obs[key], np.float64) for key in CHECKED]
@@ -116,11 +165,12 @@ def check_arrays(path: Path, episode: str, env_name: str, semantics: str, obs: M
             field="obs/object",
         )
     different = " and ".join(rule for rule, release in rules.items() if release != semantics)
+    claim = f"{'says' if stated else 'was taken to follow'} {semantics}"
     raise DemoError(
         path,
-        f"says {semantics}, but its numbers have another release's rule for {different} (off by {own:.3g} m under "
-        f"{semantics}, by {best:.1g} m otherwise). Where that is known to be right, `inril demos convert --semantics` "
-        "states the rules instead of the file.",
+        f"{claim}, but its numbers have another release's rule for {different} (off by {own:.3g} m under {semantics}, "
+        f"by {best:.1g} m otherwise). Where that is known to be right, `inril demos convert --semantics` states the "
+        "rules instead of the file.",
         episode=episode,
         field="obs/object",
     )

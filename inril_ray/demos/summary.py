@@ -8,19 +8,29 @@ from typing import Any
 
 import numpy as np
 
+from inril_ray.demos.arrays import DemoArrays
+from inril_ray.demos.interface import not_stated, statements
 from inril_ray.demos.semantics import RELEASES
-from inril_ray.demos.store import DemoArrays
+from inril_ray.types import Interface
 
 
-def summary_lines(path: Path, arrays: DemoArrays) -> list[str]:
-    """Describe demonstrations, a line for each property."""
-    return [f"{path}: {arrays.info.format}"] + [f"{name:<13} {value}" for name, value in _properties(arrays)]
+def summary_lines(path: Path, arrays: DemoArrays, expected: Interface | None = None) -> list[str]:
+    """Describe demonstrations, a line for each property.
+
+    Args:
+        path: where they are.
+        arrays: the demonstrations.
+        expected: what a task expects of actions and rewards, so that what matters to it is told where it is not stated.
+    """
+    properties = _properties(arrays, expected)
+    return [f"{path}: {arrays.info.format}"] + [f"{name:<13} {value}" for name, value in properties]
 
 
-def _properties(arrays: DemoArrays) -> Iterator[tuple[str, str]]:
+def _properties(arrays: DemoArrays, expected: Interface | None) -> Iterator[tuple[str, str]]:
     info, metadata = arrays.info, arrays.info.metadata
     lengths = np.diff(arrays.episode_starts)
-    returns = np.add.reduceat(arrays.rewards.astype(np.float64), arrays.episode_starts[:-1])
+    paid = ~arrays.unknown_rewards
+    returns = np.add.reduceat(arrays.rewards.astype(np.float64), arrays.episode_starts[:-1])[paid]
     yield "environment", info.env_name or "not stated"
     release = f" ({RELEASES[info.semantics][0]})" if info.semantics in RELEASES else ""
     yield "semantics", f"{info.semantics}{release}" if info.semantics else "not stated"
@@ -32,9 +42,13 @@ def _properties(arrays: DemoArrays) -> Iterator[tuple[str, str]]:
     yield "action", f"{arrays.actions.shape[1]} numbers from {low:.3g} to {high:.3g}"
     for key, pictures in arrays.images.items():
         yield "images", f"{key} {_shape(pictures.shape[1:])}"
-    yield "returns", f"{returns.min():.2f} to {returns.max():.2f}, mean {returns.mean():.2f}"
+    lacking = f"; not known of {int((~paid).sum())} of {len(paid)} episodes" if not paid.all() else ""
+    if paid.any():
+        yield "returns", f"{returns.min():.2f} to {returns.max():.2f}, mean {returns.mean():.2f}{lacking}"
+    else:
+        yield "returns", "not known"
     worst, best = metadata.get("score_range", (0.0, 0.0))
-    if worst < best:
+    if worst < best and paid.any():
         score = 100.0 * (returns.mean() - worst) / (best - worst)
         yield "score", f"mean {score:.1f} (D4RL: 0 is a random policy, 100 an expert)"
     known = arrays.success >= 0
@@ -42,8 +56,14 @@ def _properties(arrays: DemoArrays) -> Iterator[tuple[str, str]]:
         yield "success", f"{int((arrays.success == 1).sum())} of {int(known.sum())} episodes"
     else:
         yield "success", "not stated"
-    ended, final = int(arrays.terminated.sum()), int(np.isfinite(arrays.final_obs).all(axis=1).sum())
-    yield "ends", f"{ended} terminated, {len(lengths) - ended} cut off; final observation known of {final}"
+    ended, cut, unclear = (int((arrays.terminated == flag).sum()) for flag in (1, 0, -1))
+    final = int(np.isfinite(arrays.final_obs).all(axis=1).sum())
+    how = [f"{ended} terminated, {cut} cut off"] * (ended + cut > 0) + [f"{unclear} not stated"] * (unclear > 0)
+    yield "ends", f"{', '.join(how)}; final observation known of {final}"
+    if said := statements(info.stated):
+        yield "states", "; ".join(said)
+    if unsaid := not_stated(info.stated, expected):
+        yield "not stated", ", ".join(unsaid)
     for name in ("filter", "filters", "tasks", "robot_type", "dataset_id", "made_by"):
         if metadata.get(name):
             yield name.replace("_", " "), _plain(metadata[name])

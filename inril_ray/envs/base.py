@@ -118,6 +118,10 @@ class Task(ABC):
             raise InrilError(f"env.semantics = {config.semantics!r}: {self.name} has {choices}.")
         return config.semantics or next(iter(self.semantics), "")
 
+    def solved(self, obs: FloatArray) -> BoolArray | None:
+        """Tell in which of N observations [N, O] the task is solved; None where they don't tell."""
+        return None
+
     @abstractmethod
     def spec(self, config: EnvConfig) -> EnvSpec:
         """Return the task's dimensions and horizon under a configuration; loads no simulator."""

@@ -11,7 +11,7 @@ import numpy as np
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, StepOutcome, Task
 from inril_ray.envs.rendering import ModelRenderer, import_mujoco
 from inril_ray.envs.stock import StockEnv, camera_of, plain_env
-from inril_ray.types import BoolArray, EnvSpec, FloatArray
+from inril_ray.types import BoolArray, EnvSpec, FloatArray, Interface
 
 ANY = (-np.inf, np.inf)
 
@@ -52,6 +52,7 @@ class LocomotionTask(Task):
             recorded_as=self.env_name,
             semantics=self.chosen_semantics(config),
             score_range=self.score_range,
+            interface=Interface(rewards="dense", changed_by=()),
         )
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:

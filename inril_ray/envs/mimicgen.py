@@ -70,13 +70,16 @@ class MimicgenTask(RobomimicTask):
         return MimicgenEnv(self, config, num_envs, seed, purpose, first_env)
 
 
-def _task(name: str, env_name: str, object_dim: int, max_episode_steps: int) -> MimicgenTask:
+def _task(
+    name: str, env_name: str, object_dim: int, max_episode_steps: int, reward_values: tuple[float, ...] = (0.0, 1.0)
+) -> MimicgenTask:
     arm = (("robot0_eef_pos", 3), ("robot0_eef_quat", 4), ("robot0_gripper_qpos", 2))
     return MimicgenTask(
         name=f"mimicgen/{name}",
         env_name=env_name,
         obs_keys=(*arm, ("object", object_dim)),
         max_episode_steps=max_episode_steps,
+        reward_values=reward_values,
     )
 
 
@@ -88,7 +91,7 @@ THREADING = _task("threading", "Threading_D0", 28, 400)
 """Put a needle through the ring of a tripod. Poses of both."""
 THREADING_D1 = _task("threading_d1", "Threading_D1", 28, 400)
 THREADING_D2 = _task("threading_d2", "Threading_D2", 28, 400)
-NUT_ASSEMBLY = _task("nut_assembly", "NutAssembly_D0", 28, 500)
+NUT_ASSEMBLY = _task("nut_assembly", "NutAssembly_D0", 28, 500, (0.0, 0.5, 1.0))
 """Put a square and a round nut on their pegs. Poses of both."""
 MUG_CLEANUP = _task("mug_cleanup", "MugCleanup_D0", 29, 500)
 """Put a mug into a drawer. Poses of both; how far the drawer is open."""

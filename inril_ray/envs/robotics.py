@@ -16,7 +16,7 @@ import numpy as np
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
 from inril_ray.envs.rendering import import_mujoco
 from inril_ray.envs.stock import StockEnv, plain_env
-from inril_ray.types import EnvSpec, FloatArray, InrilError
+from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError, Interface
 
 VERSION = "1.4.2"
 
@@ -36,6 +36,15 @@ class RoboticsTask(Task):
     success_key: str
     """Name of the success flag in the simulator's ``info``."""
     env_class: type[RoboticsEnv]
+    reach: float | None = None
+    """Metres between achieved and desired goal below which the task is solved, where both are observed."""
+
+    def solved(self, obs: FloatArray) -> BoolArray | None:
+        """Compare the goals; see :meth:`Task.solved`."""
+        if self.reach is None:
+            return None
+        achieved, desired = obs[:, -6:-3].astype(np.float64), obs[:, -3:].astype(np.float64)
+        return np.linalg.norm(achieved - desired, axis=1) < self.reach
 
     def spec(self, config: EnvConfig) -> EnvSpec:
         """Return the task's dimensions and horizon under a configuration."""
@@ -49,6 +58,9 @@ class RoboticsTask(Task):
             recorded_as=self.env_name,
             semantics=self.chosen_semantics(config),
             success=self.chosen_success(config),
+            interface=Interface(rewards="sparse", changed_by=()),
+            reward_values=(0.0, 1.0),
+            pays_success=True,
         )
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
@@ -186,6 +198,7 @@ def _fetch(name: str, env_name: str) -> RoboticsTask:
         success_key="is_success",
         success="final",  # as in Plappert et al. 2018: an object that only passes by its goal is not there
         env_class=FetchEnv,
+        reach=0.05,
     )
 
 

@@ -349,6 +349,12 @@ def test_success_pays_is_reported_and_ends_only_where_asked(make: Make, case: tu
         obs, reward, terminated, truncated, info = going.step(action)
         assert not (terminated | truncated).any()
         np.testing.assert_array_equal(reward > 0, info["stage"] > stage if furniture else info["success"])
+        assert np.isin(reward, going.task_spec.reward_values or ()).all(), (
+            "demonstrations' rewards are compared with it"
+        )
+        told = envs.entry(task).solved(obs)
+        if told is not None:
+            np.testing.assert_array_equal(told, info["success"])
         stage = info["stage"].copy()
         reached |= info["success"]
         assert (info["stage"] >= info["success"]).all()
@@ -359,6 +365,7 @@ def test_success_pays_is_reported_and_ends_only_where_asked(make: Make, case: tu
         if not active.any():
             break
     assert reached.all()
+    assert going.task_spec.pays_success is not furniture
     ending.reset_envs(np.ones(2, bool))
     assert ending.stage.tolist() == [0, 0]
 

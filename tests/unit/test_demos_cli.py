@@ -9,9 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
+from inril_ray import envs
 from inril_ray.cli import main
+from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.formats import d4rl_hdf5
 from inril_ray.demos.store import load
+from inril_ray.envs.base import EnvConfig
 from tests.unit import test_demos_d4rl, test_demos_lerobot, test_demos_minari
 
 BUNDLED = Path(__file__).parents[2] / "inril_ray" / "data" / "lift_scripted.hdf5"
@@ -85,6 +88,28 @@ def test_convert(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert lines["filter"] == "train"
     assert "is a converted store" in refused(capsys, "inspect", target, "--filter", "train")
     assert "the task needs 'PickPlaceCan'" in refused(capsys, "inspect", target, "--task", "robomimic/can")
+
+
+def test_convert_with_other_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path, target = tmp_path / "lift.hdf5", tmp_path / "lift.arrow"
+    path.write_bytes(BUNDLED.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            demo.move("obs/object", "obs/object-state")
+            demo.move("next_obs/object", "next_obs/object-state")
+    command = ["convert", path, target, "--task", "robomimic/lift"]
+    assert "--key object=NAME" in refused(capsys, *command)
+    for wrong in (["--key", "object"], ["--key", "object=a", "--key", "object=b"], ["--key", "=x"]):
+        assert "give each key once, as KEY=NAME" in refused(capsys, *command, *wrong)
+    assert main(["demos", *map(str, command), "--key", "object=object-state"]) == 0
+    capsys.readouterr()
+    assert load(target).hash_content() == load(BUNDLED, lift()).hash_content()
+    told = printed(capsys, "inspect", path, "--task", "robomimic/lift", "--key", "object=object-state")
+    assert told["states"].startswith("robots Panda; controller OSC_POSE; kind of actions delta; frame of actions world")
+
+
+def lift() -> Expectation:
+    return Expectation.of(envs.spec("robomimic/lift", EnvConfig()))
 
 
 def test_convert_tells_what_is_wrong_and_leaves_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -171,8 +171,12 @@ def replace(name: str, value: Any) -> Callable[[Any], None]:
 
 N = sum(LENGTHS)
 MALFORMED: dict[str, tuple[Callable[[Any], None], str | None, str]] = {
-    "no_terminals": (replace("terminals", None), None, "none of the known formats"),
-    "no_rewards": (replace("rewards", None), None, "none of the known formats"),
+    "no_terminals": (replace("terminals", None), "terminals", "is missing"),
+    "observations_a_group": (
+        lambda file: (file.move("observations", "o"), file.move("o", "observations/hand")),
+        "observations",
+        "is not a data set but a group of hand",
+    ),
     "short_rewards": (replace("rewards", np.zeros(N - 1)), "rewards", f"{N - 1} steps, there are {N}"),
     "short_actions": (replace("actions", np.zeros((N - 1, 2))), "actions", f"{N - 1} steps, there are {N}"),
     "short_timeouts": (replace("timeouts", np.zeros(2)), "timeouts", "2 steps"),

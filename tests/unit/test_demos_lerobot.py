@@ -118,7 +118,7 @@ def test_it_is_read(good: Path) -> None:
     assert arrays.success.tolist() == [0, 1, 0, 0]
     assert arrays.rewards.sum() == 1.0
     assert arrays.held_out.tolist() == [False, False, False, True]
-    assert not arrays.terminated.any()
+    assert arrays.terminated.tolist() == [-1] * 4
     assert np.isnan(arrays.final_obs).all()
     metadata = arrays.info.metadata
     assert metadata["tasks"] == ["reach the goal"]
@@ -162,8 +162,61 @@ def test_what_is_optional_may_be_missing(good: Path) -> None:
     )
     arrays = load(good, EXPECTATION)
     assert arrays.success.tolist() == [-1] * 4
-    assert not arrays.rewards.any()
+    assert np.isnan(arrays.rewards).all()
     assert not arrays.held_out.any()
+
+
+def test_stale_places_in_the_metadata_are_not_believed(good: Path) -> None:
+    """LeRobot's converter of 0.4.0 leaves them so; the rows themselves say which episode they are of."""
+    plain = load(good, EXPECTATION)
+    stale = {"data__file_index": [0, 0, 0, 0], "dataset_from_index": [0, 0, 0, 0], "dataset_to_index": [5, 3, 4, 6]}
+    table(EPISODES, **{name: lambda _, v=v: v for name, v in stale.items()})(good)
+    assert load(good, EXPECTATION).hash_content() == plain.hash_content()
+    table(EPISODES, data__chunk_index=None, data__file_index=lambda v: [7] * len(v), dataset_from_index=None)(good)
+    assert load(good, EXPECTATION).hash_content() == plain.hash_content()
+
+
+def test_episodes_come_in_order_wherever_they_are(good: Path) -> None:
+    plain = load(good, EXPECTATION)
+    first, second = (good / DATA.replace("000.", f"00{i}.") for i in (0, 1))
+    first.rename(good / "x")
+    second.rename(first)
+    (good / "x").rename(second)
+    assert load(good, EXPECTATION).hash_content() == plain.hash_content()
+
+
+def renamed(path: Path, names: dict[str, str]) -> None:
+    """Give features other names, in all that mentions them."""
+    told = read_info(path)
+    told["features"] = {names.get(key, key): value for key, value in told["features"].items()}
+    (path / "meta" / "info.json").write_text(json.dumps(told))
+    stats = json.loads((path / "meta" / "stats.json").read_text())
+    (path / "meta" / "stats.json").write_text(json.dumps({names.get(key, key): v for key, v in stats.items()}))
+    for file in sorted((path / "data").glob("*/*.parquet")):
+        content = pq.read_table(file)
+        pq.write_table(content.rename_columns([names.get(n, n) for n in content.column_names]), file)
+
+
+def test_features_of_other_names_are_told_and_can_be_named(good: Path) -> None:
+    plain = load(good, EXPECTATION)
+    names = {"action": "actions", "observation.state": "state", "observation.environment_state": "objects",
+             "next.reward": "reward", "next.success": "done"}  # fmt: skip
+    renamed(good, names)
+    held = "state, objects, observation.images.front, actions, reward, done, next.done"
+    with pytest.raises(DemoError, match=f"is missing; found: {held}. If .*demos convert … --key action=NAME") as caught:
+        load(good, EXPECTATION)
+    assert caught.value.field == "action"
+    with pytest.raises(DemoError, match=f"found: {held}. If .*--key environment_state=NAME") as caught:
+        load(good, EXPECTATION, Selection(names={"action": "actions"}))
+    assert caught.value.field == "observation.environment_state"
+    keys = {"action": "actions", "environment_state": "objects"}  # `state` is found by its own name
+    unpaid = load(good, EXPECTATION, Selection(names=keys))
+    assert np.isnan(unpaid.rewards).all()
+    assert unpaid.success.tolist() == [-1] * 4
+    named = load(good, EXPECTATION, Selection(names={**keys, "next.reward": "reward", "next.success": "done"}))
+    assert named.hash_content() == plain.hash_content()
+    with pytest.raises(DemoError, match="holds no vector whose name begins so; found: state, objects") as caught:
+        load(good, selection=Selection(names=keys))
 
 
 # -- malformed data sets ----------------------------------------------------------------------------------------------
@@ -205,7 +258,8 @@ DATA = "data/chunk-000/file-000.parquet"
 MALFORMED: dict[str, tuple[Callable[[Path], Any], str | None, str]] = {
     # name: (change, field, part of the message)
     "no_info": (lambda p: (p / "meta" / "info.json").unlink(), None, "none of the known formats"),
-    "info_not_json": (lambda p: (p / "meta" / "info.json").write_text("{"), None, "none of the known formats"),
+    "info_not_json": (lambda p: (p / "meta" / "info.json").write_text("{"), None, r"info\.json: is not JSON"),
+    "info_of_another_tool": (lambda p: (p / "meta" / "info.json").write_text("{}"), "codebase_version", "'None'; v3"),
     "version_2": (info(codebase_version="v2.1"), "codebase_version", "'v2.1'; v3 is read"),
     "no_total": (info(total_episodes=None), "total_episodes", "is None; a positive number"),
     "other_total": (info(total_episodes=5), "total_episodes", "says 5, meta/episodes lists 4"),
@@ -219,12 +273,35 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str | None, str]] = {
     "episodes_not_parquet": (lambda p: (p / EPISODES).write_bytes(b"PAR1"), None, "damaged or truncated"),
     "episodes_lack_lengths": (table(EPISODES, length=None), None, "damaged or truncated"),
     "length_null": (table(EPISODES, length=changed(1, None)), None, "damaged or truncated"),
-    "length_wrong": (table(EPISODES, length=changed(1, 4)), "dataset_from_index", "length 4"),
-    "length_negative": (table(EPISODES, length=changed(0, -5)), "dataset_from_index", "length -5"),
-    "data_file_gone": (lambda p: (p / DATA).unlink(), DATA, "meta/episodes names it"),
-    "data_file_other": (table(EPISODES, data__file_index=changed(3, 7)), None, "file-007.*names it"),
+    "length_wrong": (table(EPISODES, length=changed(1, 4)), "total_frames", "says 18, meta/episodes counts 19"),
+    "lengths_wrong": (
+        table(EPISODES, length=lambda v: [v[1], v[0], *v[2:]]),
+        "length",
+        "says 3, the data file has 5 steps of it",
+    ),
+    "length_negative": (table(EPISODES, length=changed(0, -5)), "length", "is -5; a positive number"),
+    "data_file_gone": (
+        lambda p: (p / DATA).unlink(),
+        "episode_index",
+        "episode 0.*no steps in any of the 1 data files",
+    ),
+    "data_file_twice": (
+        lambda p: (p / DATA.replace("000.", "007.")).write_bytes((p / DATA).read_bytes()),
+        "episode_index",
+        "is in file-000.parquet and in file-007.parquet",
+    ),
+    "steps_of_no_episode": (
+        table(DATA.replace("file-000", "file-001"), episode_index=changed(9, 8)),
+        "episode_index",
+        r"not in meta/episodes: \[8\]",
+    ),
+    "steps_apart": (
+        table(DATA, episode_index=lambda v: [*v[:2], v[6], *v[3:6], v[2], *v[7:]]),
+        "episode_index",
+        "is not in one piece",
+    ),
     "data_not_parquet": (lambda p: (p / DATA).write_bytes(b"PAR1PAR1"), None, "damaged or truncated"),
-    "no_column": (table(DATA, action=None), DATA, "lacks the columns action"),
+    "no_column": (table(DATA, action=None), None, "file-000.parquet: lacks the columns action"),
     "steps_of_another": (table(DATA, episode_index=changed(4, 1)), "length", "says 5, the data file has 4 steps"),
     "frames_not_counted": (table(DATA, frame_index=changed(2, 7)), "frame_index", "does not count from 0"),
     "null_action": (table(DATA, action=changed(0, None)), None, "1 values are missing"),
@@ -237,7 +314,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str | None, str]] = {
         "not finite at step 3",
     ),
     "odd_success": (table(DATA, next__success=lambda v: [2] * len(v)), "next.success", "other values than 0 and 1"),
-    "stats_not_json": (lambda p: (p / "meta" / "stats.json").write_text("{"), None, "damaged"),
+    "stats_not_json": (lambda p: (p / "meta" / "stats.json").write_text("{"), None, r"stats\.json: is not JSON"),
     "stats_of_another": (
         lambda p: (p / "meta" / "stats.json").write_text('{"action": {"max": [5.0, 5.0]}}'),
         "stats action max",

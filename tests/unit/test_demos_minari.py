@@ -184,8 +184,13 @@ def nothing(array: pa.Array) -> pa.Array:
 
 MALFORMED: dict[str, tuple[str, Callable[[Path], Any], str | None, str]] = {
     # name: (layout, change, field, part of the message)
-    "metadata_gone": ("hdf5", lambda d: (d / "metadata.json").unlink(), None, "none of the known formats"),
-    "metadata_not_json": ("hdf5", lambda d: (d / "metadata.json").write_text("{"), None, "none of the known"),
+    "metadata_gone": ("hdf5", lambda d: (d / "metadata.json").unlink(), "metadata.json", "is missing"),
+    "metadata_not_json": (
+        "hdf5",
+        lambda d: (d / "metadata.json").write_text("{"),
+        None,
+        r"metadata\.json: is not JSON",
+    ),
     "metadata_a_list": (
         "hdf5",
         lambda d: (d / "metadata.json").write_text('["total_episodes"]'),
@@ -231,7 +236,7 @@ MALFORMED: dict[str, tuple[str, Callable[[Path], Any], str | None, str]] = {
     ),
     "directory_gone": ("arrow", lambda d: shutil.rmtree(d / "1"), "total_episodes", r"directories are \[0, 2\]"),
     "part_gone": ("arrow", lambda d: (d / "1" / "part-0.arrow").unlink(), None, "has 0 data files"),
-    "own_metadata_gone": ("arrow", lambda d: (d / "1" / "metadata.json").unlink(), None, "damaged"),
+    "own_metadata_gone": ("arrow", lambda d: (d / "1" / "metadata.json").unlink(), None, "json: does not exist"),
     "own_metadata_differs": (
         "arrow",
         lambda d: (d / "1" / "metadata.json").write_text('{"total_steps": 9}'),

@@ -86,10 +86,14 @@ def test_episodes_come_in_numerical_order(tmp_path: Path) -> None:
     assert [e.name for e in RobomimicHdf5.read(path, EXPECTATION)] == [f"demo_{i}" for i in range(12)]
 
 
-def test_missing_rewards_are_zeros(good: Path) -> None:
+def test_missing_rewards_are_unknown(good: Path) -> None:
     with h5py.File(good, "r+") as file:
         del file["data/demo_0/rewards"]
-    assert next(RobomimicHdf5.read(good, EXPECTATION)).rewards.tolist() == [0.0] * 5
+    assert next(RobomimicHdf5.read(good, EXPECTATION)).rewards is None
+    arrays = load(good, EXPECTATION)
+    assert np.isnan(arrays.rewards[:5]).all()
+    assert np.isfinite(arrays.rewards[5:]).all()
+    assert arrays.success.tolist() == [-1, 1, 1, 1]
 
 
 def test_a_file_without_masks_holds_nothing_out(good: Path) -> None:
@@ -276,8 +280,8 @@ MALFORMED: dict[str, tuple[Callable[[Any], None], str | None, str | None, str]] 
     "version_of_the_future": (
         attribute("data", "env_args", '{"env_name": "Fake", "env_version": "1.6.0"}'),
         None,
-        ENV_ARGS,
-        "1.6.0: the rules.*not known",
+        "semantics",
+        r"follows the rules of robosuite 1\.6\.0, which are not known here; the task simulates v15.*--semantics v15",
     ),
     "actions_a_group": (group_instead("data/demo_1/actions"), "demo_1", "actions", "is not a data set"),
     "ragged_next_obs": (
@@ -340,7 +344,7 @@ def test_malformed_file_is_one_error_and_leaves_nothing(tmp_path: Path, name: st
         change(file)
     out.mkdir()
     with pytest.raises(DemoError, match=message) as caught:
-        convert(path, out / "demos.arrow", EXPECTATION)
+        convert(path, out / "demos.arrow", dataclasses.replace(EXPECTATION, semantics="v15"))
     error = caught.value
     assert error.path == path
     if episode:
@@ -386,15 +390,23 @@ def test_episodes_that_differ_in_width_are_an_error_without_an_expectation(tmp_p
     assert not (tmp_path / "demos.arrow").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"not a demonstration", b"\x00" * 4096])
-def test_what_is_not_hdf5(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: 0 bytes"),
+        (b"\x89HDF\r\n\x1a\n", "is damaged or truncated"),
+        (b"not a demonstration", "is not an HDF5 file: it begins b'not a demonstrat'"),
+        (b"\x00" * 4096, "is not an HDF5 file"),
+    ],
+)
+def test_what_is_not_hdf5(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "demos.hdf5"
     path.write_bytes(content)
     for use in (lambda: convert(path, tmp_path / "o" / "t.arrow", EXPECTATION), lambda: load(path, EXPECTATION)):
-        with pytest.raises(DemoError, match="none of the known formats") as caught:
+        with pytest.raises(DemoError, match=message) as caught:
             use()
         assert caught.value.path == path
-    with pytest.raises(DemoError, match="not a complete HDF5 file"):
+    with pytest.raises(DemoError, match=message):
         RobomimicHdf5.inspect(path)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -408,7 +420,7 @@ def test_a_directory_or_nothing(tmp_path: Path) -> None:
             lambda p=path: load(p),
             lambda p=path: RobomimicHdf5.inspect(p),
         ):
-            with pytest.raises(DemoError, match=r"does not exist|none of the known formats"):
+            with pytest.raises(DemoError, match="is an empty directory" if name == "folder" else "does not exist"):
                 use()
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 

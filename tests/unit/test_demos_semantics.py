@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from inril_ray import envs
 from inril_ray.cli import main
-from inril_ray.demos.episodes import DemoError, Expectation, FileInfo
+from inril_ray.demos.episodes import DemoError, Expectation, FileInfo, RecordedEpisode
+from inril_ray.demos.formats import minari
 from inril_ray.demos.semantics import AGE, DIRECTION, ORDER, check_arrays, check_task
-from inril_ray.demos.store import load
+from inril_ray.demos.store import convert, load
 from inril_ray.envs.base import EnvConfig
 from inril_ray.types import FloatArray
+from tests.unit import test_demos_lerobot
 
 PATH = Path("demos.hdf5")
 OLD = np.load(Path(__file__).parents[1] / "golden" / "robosuite_141.npz")
@@ -131,6 +138,65 @@ def test_the_simulator_follows_the_rules_that_it_names(task: str, release: str) 
         check_arrays(PATH, "demo_0", str(spec.recorded_as), {"v15": "v141", "v141": "v15"}[release], obs)
 
 
+# -- every format -----------------------------------------------------------------------------------------------------
+LIFT_KEYS = (("robot0_eef_pos", 3), ("robot0_eef_quat", 4), ("robot0_gripper_qpos", 2), ("object", 10))
+
+
+def as_minari(path: Path) -> Path:
+    """What robosuite 1.4.1 observed in Lift, in a Minari set."""
+    obs = OLD["lift_obs"]
+    steps = len(obs) - 1
+    episode = RecordedEpisode(
+        obs=obs[:-1], next_obs=obs[1:], actions=np.zeros((steps, 7)), rewards=np.zeros(steps), terminated=False
+    )
+    minari.write(
+        path,
+        [episode],
+        env_spec=EnvSpec("Lift").to_json(),
+        obs_keys=LIFT_KEYS,
+        action_range=(-1.0, 1.0),
+        source={"kind": "scripted"},
+        dataset_id="lift/scripted-v0",
+    )
+    return path
+
+
+def as_lerobot(path: Path) -> Path:
+    """The same in a LeRobot set of one episode, which does not say what it is of."""
+    obs = OLD["lift_obs"].astype(np.float32)
+    start, columns = 0, {}
+    for key, width in LIFT_KEYS:
+        columns[f"observation.{key}"] = test_demos_lerobot.vectors(obs[:, start : start + width])
+        start += width
+    columns["action"] = test_demos_lerobot.vectors(np.zeros((len(obs), 7)))
+    columns |= {"episode_index": pa.array(np.zeros(len(obs), int)), "frame_index": pa.array(np.arange(len(obs)))}
+    features = {key: {"dtype": "float32", "shape": [1]} for key in columns}
+    about = {"codebase_version": "v3.0", "total_episodes": 1, "total_frames": len(obs), "features": features}
+    for folder in ("data", "meta/episodes"):
+        (path / folder / "chunk-000").mkdir(parents=True)
+    pq.write_table(pa.table(columns), path / "data" / "chunk-000" / "file-000.parquet")
+    episodes = pa.table({"episode_index": [0], "length": [len(obs)]})
+    pq.write_table(episodes, path / "meta" / "episodes" / "chunk-000" / "file-000.parquet")
+    (path / "meta" / "info.json").write_text(json.dumps(about))
+    return path
+
+
+@pytest.mark.parametrize("write", [as_minari, as_lerobot])
+def test_numbers_of_other_rules_are_found_in_every_format(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    path = write(tmp_path / "set")
+    old, new = (Expectation.of(envs.spec("robomimic/lift", EnvConfig(semantics=s))) for s in ("v141", "v15"))
+    assert any("v141 was assumed" in w for w in load(path, old).info.metadata["warnings"])
+    with pytest.raises(
+        DemoError, match="was taken to follow v15, but its numbers have another release's rule"
+    ) as caught:
+        convert(path, tmp_path / "out.arrow", new)
+    assert DIRECTION in str(caught.value)
+    assert (caught.value.episode, caught.value.field) == ("0", "obs/object")
+    assert not (tmp_path / "out.arrow").exists()
+    stated = dataclasses.replace(new, recorded_semantics="v15")
+    assert any("the file says nothing" in w for w in load(path, stated).info.metadata["warnings"])
+
+
 # -- what a file states -----------------------------------------------------------------------------------------------
 def info(env_name: str, semantics: str) -> FileInfo:
     return FileInfo(format="any", env_name=env_name, semantics=semantics, source="unknown")
@@ -160,7 +226,7 @@ def test_what_fits_comes_without_warnings(recorded: tuple[str, str], expected: t
         (("Lift", "v15"), ("Lift", "v141"), r"robosuite 1\.5 \(v15\), the task simulates v141"),
         (("Hopper", "v5"), ("Hopper", "v4"), "friction of Walker2d"),
         (("Hopper", "v2"), ("Hopper", "v5"), r"gym's v2 environments \(v2\), the task simulates v5"),
-        (("Hopper", "v0"), ("Hopper", "v4"), r"rules of v0 \(v0\)"),
+        (("Hopper", "v0"), ("Hopper", "v4"), "rules of v0, which are not known here; the task simulates v4"),
     ],
 )
 def test_what_does_not_fit_is_an_error(recorded: tuple[str, str], expected: tuple[str, str], message: str) -> None:
@@ -201,4 +267,4 @@ def test_a_wrong_label_is_told_refused_and_can_be_corrected(tmp_path: Path, caps
         load(store, Expectation.of(envs.spec("robomimic/lift", EnvConfig(semantics="v141")))).info.semantics == "v141"
     )
     assert main([*convert, "--semantics", "v14"]) == 1
-    assert "rules that are not known here" in capsys.readouterr().err
+    assert "rules of v14, which are not known here" in capsys.readouterr().err

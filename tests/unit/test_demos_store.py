@@ -114,7 +114,7 @@ def test_what_is_not_given_is_unknown() -> None:
     assert np.isnan(arrays.final_obs).all()
     assert arrays.final_obs.shape == (3, 3)
     assert arrays.success.tolist() == [-1, -1, -1]
-    assert not arrays.terminated.any()
+    assert arrays.terminated.tolist() == [-1, -1, -1]
 
 
 def test_the_same_demonstrations_give_the_same_arrow_bytes(source: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def rewritten(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format version 1, this release reads 2. Convert again"),
+        ({"format_version": 2}, "format version 2, this release reads 3. Convert again"),
         ({"episode_starts": [0, 5, 12, 16, 21]}, "disagrees with the number of steps"),
         ({"episode_starts": [0, 5, 12, 22]}, "disagrees with the number of steps"),
         ({"episode_starts": [0, 12, 5, 16, 22]}, "disagrees with the number of steps"),

@@ -1,8 +1,8 @@
 """D4RL HDF5: reader and writer.
 
 Layout (Fu et al., 2020): flat arrays of all steps, ``observations`` [S, O], ``actions`` [S, A], ``rewards`` [S],
-``terminals`` [S], ``timeouts`` [S], and in most files ``next_observations`` [S, O]. An episode ends at a terminal or a
-timeout. The files hold no dependable name of the environment; it is in the name of the file, such as
+``terminals`` [S], and in most files ``timeouts`` [S] and ``next_observations`` [S, O]. An episode ends at a terminal
+or a timeout. The files hold no dependable name of the environment; it is in the name of the file, such as
 ``hopper_medium-v2.hdf5``.
 """
 
@@ -15,12 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from inril_ray.demos.episodes import (
-    DAMAGE,
     EVERYTHING,
     SOURCE_KEY,
     DemoError,
@@ -31,14 +29,15 @@ from inril_ray.demos.episodes import (
     Selection,
     checked_actions,
     checked_array,
+    fixed_names,
     flags,
     no_filter,
     reading,
     recorded_source,
 )
-from inril_ray.demos.hdf5 import content, open_hdf5, put, text, written
+from inril_ray.demos.hdf5 import content, open_hdf5, put, text, top, written
 
-REQUIRED = ("observations", "actions", "rewards", "terminals")
+REQUIRED = ("observations", "actions", "terminals")
 ENV_NAMES = {"hopper": "Hopper", "walker2d": "Walker2d", "halfcheetah": "HalfCheetah"}
 """Beginning of the file's name to the name of the environment."""
 SCORE_RANGES = {
@@ -56,14 +55,8 @@ class D4rlHdf5:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Tell whether a path is an HDF5 file with D4RL's flat arrays."""
-        if not path.is_file():
-            return False
-        try:
-            with h5py.File(path, "r") as file:
-                return all(isinstance(file.get(name), h5py.Dataset) for name in REQUIRED)
-        except DAMAGE:
-            return False
+        """Tell whether a path is an HDF5 file with observations and actions at its top, as D4RL's are."""
+        return {"observations", "actions"} <= {name for name, _ in top(path)}
 
     @staticmethod
     def inspect(path: Path) -> FileInfo:
@@ -84,6 +77,7 @@ class D4rlHdf5:
             DemoError: the file is not readable or does not fit; names file and field.
         """
         no_filter(path, selection)
+        fixed_names(path, selection)
         with reading(path), open_hdf5(path) as file:
             terminals, bounds = _bounds(path, file)
             length = len(terminals)
@@ -97,14 +91,15 @@ class D4rlHdf5:
             if len(actions) != length:
                 raise DemoError(path, f"has {len(actions)} steps, there are {length}.", field="actions")
             obs = array("observations", _width(path, file, expectation))
-            rewards = array("rewards", None)
+            rewards = array("rewards", None) if "rewards" in file else None
             following = array("next_observations", obs.shape[1]) if "next_observations" in file else None
         for i, (start, end) in enumerate(pairwise(bounds.tolist())):
             yield Episode(
                 name=str(i),
                 obs=obs[start:end],
                 actions=actions[start:end],
-                rewards=rewards[start:end],
+                keys=expectation.obs_keys if expectation else (("observation", obs.shape[1]),),
+                rewards=None if rewards is None else rewards[start:end],
                 final_obs=None if following is None else following[end - 1],
                 terminated=bool(terminals[end - 1]),
             )

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inril_ray import rotations
+from inril_ray.demos.causes import cause
 from inril_ray.demos.episodes import (
     DAMAGE,
     EVERYTHING,
@@ -43,6 +44,7 @@ from inril_ray.demos.episodes import (
     Selection,
     checked_actions,
     checked_array,
+    fixed_names,
     no_filter,
     reading,
     recorded_source,
@@ -50,7 +52,7 @@ from inril_ray.demos.episodes import (
 from inril_ray.demos.formats.restricted_pickle import SafeUnpickler
 from inril_ray.envs.furniture.spec import OBSTACLE_QUAT
 from inril_ray.envs.furniture.tasks import FURNITURE
-from inril_ray.types import FloatArray
+from inril_ray.types import FloatArray, Interface
 
 SUFFIXES = (".pkl", ".pkl.xz")
 STATE_FIELDS = (("ee_pos", 3), ("ee_quat", 4), ("ee_pos_vel", 3), ("ee_ori_vel", 3), ("gripper_width", 1))
@@ -59,6 +61,8 @@ QUAT_WIDTH, STATE_WIDTH = 14, 16
 """Numbers of a robot state with its orientation as a quaternion, and as the first two rows of the matrix."""
 POSE_WIDTH = 7
 DELTA_WIDTH = 8
+RECORDED_HZ = 10.0
+"""Of every recording in this layout."""
 ACTION_WIDTH = 10
 """Position 3, first two rows of the orientation 6, gripper 1."""
 MAX_DELTA_M, MAX_DELTA_RAD = 0.025, 0.35
@@ -108,6 +112,7 @@ class FurniturePickle:
                     **({"made_by": source} if source else {}),
                 },
                 warnings=() if source else (FOREIGN,),
+                stated=Interface(control_hz=RECORDED_HZ, action_type="absolute", action_frame="base", rewards="sparse"),
             )
 
     @staticmethod
@@ -123,6 +128,7 @@ class FurniturePickle:
             DemoError: a file is not readable, does not fit, or is of another task than the first; names the file.
         """
         no_filter(path, dataclasses.replace(selection, images=()))
+        fixed_names(path, selection)
         furniture = None
         for file, name in _named(path):
             with reading(path, name):
@@ -164,7 +170,7 @@ def _load(path: Path, file: Path, name: str) -> dict[str, Any]:
                 raise pickle.UnpicklingError("it goes on after its end")
     except (*DAMAGE, EOFError, pickle.UnpicklingError, lzma.LZMAError) as error:
         reason = str(error).strip() or type(error).__name__
-        raise DemoError(path, f"can't be unpickled: {reason}.", episode=name) from None
+        raise DemoError(path, cause(file) or f"can't be unpickled: {reason}.", episode=name) from None
     if not isinstance(data, dict):
         raise DemoError(path, f"holds a {type(data).__name__}, not a dictionary.", episode=name)
     return data
@@ -188,15 +194,17 @@ def _episode(
     poses = _rows(path, name, _values(path, name, observations, "parts_poses"), "parts_poses")
     obs = joined(path, name, {"robot_state": states, "parts_poses": poses}, expectation)
     actions = _absolute(path, name, states[:length], deltas)
-    rewards = np.zeros(length, np.float32)
+    rewards = None
     if data.get("rewards") is not None:
         rewards = checked_array(path, np.ravel(data["rewards"]), episode=name, field="rewards", length=length)
     return Episode(
         name=name,
         obs=obs[:length],
         actions=checked_actions(path, actions, expectation, episode=name),
+        keys=expectation.obs_keys if expectation else (("robot_state", STATE_WIDTH), ("parts_poses", poses.shape[1])),
         rewards=rewards,
         final_obs=obs[length] if len(obs) > length else None,
+        terminated=False,
         success=_success(path, name, data.get("success")),
         images={key: _pictures(path, name, observations[:length], key) for key in selection.images},
     )

@@ -8,7 +8,6 @@ Cameras are videos, or pictures in the data files; they are not decoded here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import pyarrow.parquet as pq
 
 from inril_ray.demos.columns import matrix
 from inril_ray.demos.episodes import (
-    DAMAGE,
     EVERYTHING,
     DemoError,
     Episode,
@@ -30,17 +28,23 @@ from inril_ray.demos.episodes import (
     checked_actions,
     checked_array,
     flags,
+    how_to_name,
+    json_file,
     no_filter,
     reading,
     wanted_keys,
 )
-from inril_ray.types import FloatArray
+from inril_ray.types import FloatArray, Interface
 
 INFO = Path("meta") / "info.json"
 STATS = Path("meta") / "stats.json"
 TASKS = Path("meta") / "tasks.parquet"
 # Its files are read by absolute paths: Arrow takes a relative `http:x/…` for a URL.
 DATA_FILE = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+FILES = "chunk-*/file-*.parquet"
+ACTION, REWARD, SUCCESS = "action", "next.reward", "next.success"
+BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+"""Features that tell where a step belongs."""
 CAMERAS = ("image", "video")
 STATE = "observation.state"
 TOLERANCE = 1e-3
@@ -51,17 +55,17 @@ class LeRobot:
     """Reader of LeRobot's data sets.
 
     These keep no observation after the last action, and ``next.done`` does not tell an end from a time limit: so no
-    final observation is known and no episode counts as terminated. An episode is a success if ``next.success`` is set
-    at any step. Episodes outside of the split ``train`` are held out.
+    final observation is known, nor whether the task ended an episode. An episode is a success if ``next.success`` is
+    set at any step. Episodes outside of the split ``train`` are held out.
+
+    Where the steps of an episode are is told by ``episode_index`` in the data files. What ``meta/episodes`` says about
+    it is not read: converters leave it stale, and LeRobot itself does not go by it when it loads a set from disk.
     """
 
     @staticmethod
     def recognises(path: Path) -> bool:
         """Tell whether a path is a directory with LeRobot's ``meta/info.json``."""
-        try:
-            return "codebase_version" in json.loads((path / INFO).read_text())
-        except DAMAGE:
-            return False
+        return (path / INFO).is_file()
 
     @staticmethod
     def inspect(path: Path) -> FileInfo:
@@ -86,6 +90,10 @@ class LeRobot:
                     **({"cameras": cameras} if cameras else {}),
                 },
                 warnings=("cameras are not decoded: " + ", ".join(cameras) + ".",) if cameras else (),
+                stated=Interface(
+                    control_hz=float(info["fps"]) if info.get("fps") is not None else None,
+                    robots=(str(robot),) if robot else None,
+                ),
             )
 
     @staticmethod
@@ -97,7 +105,7 @@ class LeRobot:
             expectation: what the task requires. A key ``k`` of the task is the feature ``observation.k``, or ``k``; a
                 task with a single key may also be served by ``observation.state``. None reads all vectors of the
                 observation, in alphabetical order.
-            selection: no filters and no images from this format.
+            selection: no filters and no images from this format; other names of features.
 
         Raises:
             DemoError: the data set is not readable, contradicts its metadata or does not fit.
@@ -105,18 +113,18 @@ class LeRobot:
         no_filter(path, selection, images="of LeRobot data sets are videos, which are not decoded")
         with reading(path):
             info = _metadata(path)
-            columns = _columns(path, info["features"], expectation)
-            rows = _episodes(path, info)
-            held_out = _held_out(path, info)
-            extremes = Extremes(path)
-            for place, group in _by_file(rows):
-                table = _steps(path, DATA_FILE.format(**place), [name for name, _ in columns], info["features"])
+            columns = _columns(path, info["features"], expectation, selection)
+            names = {key: selection.name(key) for key in (ACTION, REWARD, SUCCESS)}
+            lengths, held_out = _lengths(path, info), _held_out(path, info)
+            extremes = Extremes(path, names[ACTION])
+            for file, own in _by_file(path, len(lengths)):
+                table = _steps(file, [name for name, _ in columns], names, info["features"])
                 owner = matrix(table["episode_index"])
-                for row in group:
-                    name = str(row["episode_index"])
+                for number in own:
+                    name = str(number)
                     with reading(path, name):
-                        part = _own_steps(path, name, table, owner, row)
-                        episode = _episode(path, name, part, columns, expectation, bool(held_out[int(name)]))
+                        part = _own_steps(path, name, table, owner, number, lengths[number])
+                        episode = _episode(path, name, part, columns, names, expectation, bool(held_out[number]))
                     extremes.add(episode.actions)
                     yield episode
             extremes.check()
@@ -124,8 +132,10 @@ class LeRobot:
 
 # -- metadata ---------------------------------------------------------------------------------------------------------
 def _metadata(path: Path) -> dict[str, Any]:
-    info = json.loads((path / INFO).read_text())
-    version = str(info["codebase_version"])
+    info = json_file(path / INFO)
+    if not isinstance(info, dict):
+        raise DemoError(path, f"{INFO} is not a JSON object.")
+    version = str(info.get("codebase_version"))
     if not version.startswith("v3."):
         raise DemoError(
             path, f"is {version!r}; v3 is read. LeRobot's own script converts v2.1.", field="codebase_version"
@@ -164,83 +174,106 @@ def _held_out(path: Path, info: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     return held_out
 
 
-def _columns(path: Path, features: Mapping[str, Any], expectation: Expectation | None) -> list[tuple[str, int | None]]:
+def _columns(
+    path: Path, features: Mapping[str, Any], expectation: Expectation | None, selection: Selection
+) -> list[tuple[str, int | None]]:
     """Return the features that make up the observation, and their widths."""
     vectors = [
         key
         for key, f in features.items()
         if key.startswith("observation.") and f["dtype"] not in CAMERAS and f["dtype"] != "string"
     ]
-    if "action" not in features:
-        raise DemoError(path, "is missing.", field="action")
+    if selection.name(ACTION) not in features:
+        raise DemoError(path, f"is missing; found: {_found(features)}. {how_to_name(ACTION)}", field=ACTION)
     if expectation is None:
         if not vectors:
-            raise DemoError(path, "holds no vector.", field="observation")
+            message = f"holds no vector whose name begins so; found: {_found(features)}."
+            raise DemoError(path, message, field="observation.")
         return list(wanted_keys(vectors, None))
     found = []
     for key, width in expectation.obs_keys:
         names = [f"observation.{key}", key, *([STATE] if len(expectation.obs_keys) == 1 else [])]
+        names = [selection.names[key]] if key in selection.names else names
         name = next((n for n in names if n in features), None)
         if name is None:
-            raise DemoError(path, f"is missing; found: {', '.join(vectors) or 'none'}.", field=names[0])
+            raise DemoError(path, f"is missing; found: {_found(features)}. {how_to_name(key)}", field=names[0])
         if features[name]["dtype"] in CAMERAS:
             raise DemoError(path, f"is a camera ({features[name]['dtype']}), which is not decoded.", field=name)
         found.append((name, width))
     return found
 
 
-def _episodes(path: Path, info: Mapping[str, Any]) -> list[dict[str, int]]:
-    """Return a row for each episode: index, length, first step and data file."""
-    names = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
-    names += ["data/chunk_index", "data/file_index"]
-    files = sorted((path / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
+def _found(features: Mapping[str, Any]) -> str:
+    return ", ".join(key for key in features if key not in BOOKKEEPING) or "none"
+
+
+def _lengths(path: Path, info: Mapping[str, Any]) -> list[int]:
+    """Return the steps of each episode."""
     rows: list[dict[str, int]] = []
-    for file in files:
+    for file in sorted((path / "meta" / "episodes").glob(FILES)):
         with reading(file):
-            rows += pq.read_table(file.absolute(), columns=names, use_threads=False).to_pylist()
+            rows += pq.read_table(file.absolute(), columns=["episode_index", "length"], use_threads=False).to_pylist()
     rows.sort(key=lambda r: r["episode_index"])
-    total = info["total_episodes"]
+    total, frames = info["total_episodes"], info["total_frames"]
     if len(rows) != total or [r["episode_index"] for r in rows] != list(range(len(rows))):
         raise DemoError(path, f"says {total}, meta/episodes lists {len(rows)}.", field="total_episodes")
-    steps = 0
-    for row in rows:
-        start, end = row["dataset_from_index"], row["dataset_to_index"]
-        if (start, end) != (steps, steps + row["length"]) or row["length"] < 1:
-            message = f"is from {start} to {end} with length {row['length']}; the episodes before end at {steps}."
-            raise DemoError(path, message, episode=str(row["episode_index"]), field="dataset_from_index")
-        steps = end
-    if steps != info["total_frames"]:
-        raise DemoError(path, f"says {info['total_frames']}, meta/episodes counts {steps}.", field="total_frames")
-    return rows
+    short = next((row for row in rows if row["length"] < 1), None)
+    if short:
+        episode = str(short["episode_index"])
+        raise DemoError(path, f"is {short['length']}; a positive number is needed.", episode=episode, field="length")
+    steps = sum(row["length"] for row in rows)
+    if steps != frames:
+        raise DemoError(path, f"says {frames}, meta/episodes counts {steps}.", field="total_frames")
+    return [row["length"] for row in rows]
 
 
-def _by_file(rows: Sequence[dict[str, int]]) -> Iterator[tuple[dict[str, int], list[dict[str, int]]]]:
-    """Group the episodes by data file, so that each file is read once."""
-    groups: dict[tuple[int, int], list[dict[str, int]]] = {}
-    for row in rows:
-        groups.setdefault((row["data/chunk_index"], row["data/file_index"]), []).append(row)
-    for (chunk, file), group in groups.items():
-        yield {"chunk_index": chunk, "file_index": file}, group
+def _by_file(path: Path, num_episodes: int) -> Iterator[tuple[Path, list[int]]]:
+    """Return the data files and the episodes in each, in order of the episodes."""
+    held: list[tuple[Path, list[int]]] = []
+    for file in sorted((path / "data").glob(FILES)):
+        with reading(file), pq.ParquetFile(file.absolute()) as opened:
+            if "episode_index" not in opened.schema_arrow.names:
+                raise DemoError(file, "is missing.", field="episode_index")
+            owner = matrix(opened.read(columns=["episode_index"], use_threads=False)["episode_index"])
+            held.append((file, [int(number) for number in np.unique(owner)]))
+    places: dict[int, Path] = {}
+    for file, numbers in held:
+        for number in numbers:
+            if number in places:
+                message = f"is in {places[number].name} and in {file.name}; each is read from one file."
+                raise DemoError(path, message, episode=str(number), field="episode_index")
+            places[number] = file
+    lacking = sorted(set(range(num_episodes)) - places.keys())
+    if lacking:
+        message = f"has no steps in any of the {len(held)} data files: is the copy complete?"
+        raise DemoError(path, message, episode=str(lacking[0]), field="episode_index")
+    unknown = sorted(places.keys() - set(range(num_episodes)))
+    if unknown:
+        raise DemoError(path, f"is in the data, not in meta/episodes: {unknown[:5]}.", field="episode_index")
+    groups: dict[Path, list[int]] = {}
+    for number in range(num_episodes):
+        groups.setdefault(places[number], []).append(number)
+    yield from groups.items()
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
-def _steps(path: Path, name: str, columns: Sequence[str], features: Mapping[str, Any]) -> pa.Table:
-    if not (path / name).is_file():
-        raise DemoError(path, "is missing; meta/episodes names it.", field=name)
-    optional = [c for c in ("next.reward", "next.success") if c in features]
-    wanted = [*columns, "action", "episode_index", "frame_index", *optional]
-    with reading(path / name), pq.ParquetFile((path / name).absolute()) as file:
-        missing = [c for c in wanted if c not in file.schema_arrow.names]
+def _steps(file: Path, columns: Sequence[str], names: Mapping[str, str], features: Mapping[str, Any]) -> pa.Table:
+    optional = [names[key] for key in (REWARD, SUCCESS) if names[key] in features]
+    wanted = [*columns, names[ACTION], "episode_index", "frame_index", *optional]
+    with reading(file), pq.ParquetFile(file.absolute()) as opened:
+        missing = [c for c in wanted if c not in opened.schema_arrow.names]
         if missing:
-            raise DemoError(path, f"lacks the columns {', '.join(missing)}.", field=name)
-        return file.read(columns=wanted, use_threads=False)
+            raise DemoError(file, f"lacks the columns {', '.join(missing)}, which meta/info.json names.")
+        return opened.read(columns=wanted, use_threads=False)
 
 
-def _own_steps(path: Path, name: str, table: pa.Table, owner: np.ndarray, row: Mapping[str, int]) -> pa.Table:
-    steps, length = np.flatnonzero(owner == row["episode_index"]), row["length"]
-    if len(steps) != length or steps[-1] - steps[0] != length - 1:
+def _own_steps(path: Path, name: str, table: pa.Table, owner: np.ndarray, number: int, length: int) -> pa.Table:
+    steps = np.flatnonzero(owner == number)
+    if len(steps) != length:
         message = f"says {length}, the data file has {len(steps)} steps of it."
         raise DemoError(path, message, episode=name, field="length")
+    if steps[-1] - steps[0] != length - 1:
+        raise DemoError(path, "is not in one piece.", episode=name, field="episode_index")
     part = table.slice(int(steps[0]), length)
     if not np.array_equal(matrix(part["frame_index"]), np.arange(length)):
         raise DemoError(path, "does not count from 0.", episode=name, field="frame_index")
@@ -252,6 +285,7 @@ def _episode(
     name: str,
     part: pa.Table,
     columns: Sequence[tuple[str, int | None]],
+    names: Mapping[str, str],
     expectation: Expectation | None,
     held_out: bool,
 ) -> Episode:
@@ -263,17 +297,22 @@ def _episode(
         width = array.shape[1] if width is None else width
         return checked_array(path, array, episode=name, field=key, length=length, width=width)
 
-    actions = matrix(part["action"])
+    actions = matrix(part[names[ACTION]])
     actions = actions[:, None] if actions.ndim == 1 else actions
     has = part.column_names
+    solved = None
+    if names[SUCCESS] in has:
+        solved = flags(path, matrix(part[names[SUCCESS]]), episode=name, field=names[SUCCESS], length=length)
+    parts = [values(key, width) for key, width in columns]
+    own = tuple((key.removeprefix("observation."), p.shape[1]) for (key, _), p in zip(columns, parts, strict=True))
     return Episode(
         name=name,
-        obs=np.concatenate([values(key, width) for key, width in columns], axis=1),
+        obs=np.concatenate(parts, axis=1),
         actions=checked_actions(path, actions, expectation, episode=name),
-        rewards=values("next.reward", 1)[:, 0] if "next.reward" in has else np.zeros(length, np.float32),
-        success=bool(flags(path, matrix(part["next.success"]), episode=name, field="next.success").any())
-        if "next.success" in has
-        else None,
+        keys=expectation.obs_keys if expectation else own,
+        rewards=values(names[REWARD], 1)[:, 0] if names[REWARD] in has else None,
+        success=None if solved is None else bool(solved.any()),
+        solved=solved,
         held_out=held_out,
     )
 
@@ -283,10 +322,11 @@ class Extremes:
 
     Args:
         path: the directory.
+        name: that actions have in it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
         self._low: FloatArray | None = None
         self._high: FloatArray | None = None
 
@@ -300,12 +340,14 @@ class Extremes:
         """Raise a DemoError if the statistics, where there are any, are not those of the actions."""
         if not (self._path / STATS).is_file():
             return
-        stated = json.loads((self._path / STATS).read_text()).get("action", {})
+        stated = json_file(self._path / STATS).get(self._name, {})
         for key, found in (("min", self._low), ("max", self._high)):
             if key not in stated or found is None:
                 continue
             told = np.asarray(stated[key], np.float64)
             if told.shape != found.shape or not np.allclose(told, found, rtol=TOLERANCE, atol=TOLERANCE):
                 raise DemoError(
-                    self._path, f"says {told.tolist()}, the data have {found.tolist()}.", field=f"stats action {key}"
+                    self._path,
+                    f"says {told.tolist()}, the data have {found.tolist()}.",
+                    field=f"stats {self._name} {key}",
                 )

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from inril_ray.demos import gymnasium_spec
 from inril_ray.demos.columns import matrix
 from inril_ray.demos.episodes import (
-    DAMAGE,
     EVERYTHING,
     SOURCE_KEY,
     DemoError,
@@ -36,6 +36,8 @@ from inril_ray.demos.episodes import (
     checked_actions,
     checked_array,
     flags,
+    how_to_name,
+    json_file,
     no_filter,
     reading,
     wanted_keys,
@@ -68,9 +70,15 @@ class Minari:
     def recognises(path: Path) -> bool:
         """Tell whether a path is a data set's directory, or the ``data`` directory in it."""
         directory = _directory(path)
+        if directory is None:
+            return (path / "data" / HDF5_FILE).is_file()
+        if (directory / HDF5_FILE).is_file():
+            return True
         try:
-            return directory is not None and "total_episodes" in json.loads((directory / METADATA).read_text())
-        except DAMAGE:
+            return "total_episodes" in json.loads((directory / METADATA).read_text())
+        except ValueError:
+            return True  # reading it says what is wrong
+        except OSError:
             return False
 
     @staticmethod
@@ -96,7 +104,7 @@ class Minari:
             metadata = _metadata(path)
             directory = _directory(path)
             assert directory is not None
-            keys = _keys(path, metadata, expectation)
+            keys = _keys(path, metadata, expectation, selection)
             source = _hdf5 if metadata["data_format"] == "hdf5" else _tables
             steps = 0
             for i, raw in enumerate(source(path, directory, metadata, [key for key, _ in keys])):
@@ -117,7 +125,7 @@ def _metadata(path: Path) -> dict[str, Any]:
     directory = _directory(path)
     if directory is None:
         raise DemoError(path, "is missing.", field=METADATA)
-    metadata = json.loads((directory / METADATA).read_text())
+    metadata = json_file(directory / METADATA)
     if not isinstance(metadata, dict):
         raise DemoError(path, "is not a JSON object.", field=METADATA)
     metadata.setdefault("data_format", "hdf5")
@@ -130,7 +138,8 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _info(path: Path, metadata: Mapping[str, Any]) -> FileInfo:
-    env_id = str(_json(path, metadata, "env_spec").get("id", ""))
+    env_spec = _json(path, metadata, "env_spec")
+    env_id = str(env_spec.get("id", ""))
     name, version = re.fullmatch(r"(?:.*/)?(.*?)(?:-(v\d+))?", env_id, re.DOTALL).groups()  # type: ignore[union-attr]
     source = metadata.get(SOURCE_KEY)
     source = source if isinstance(source, dict) else {}
@@ -148,6 +157,8 @@ def _info(path: Path, metadata: Mapping[str, Any]) -> FileInfo:
             **{key: metadata[key] for key in told if isinstance(metadata.get(key), str)},
             **({"made_by": source} if source else {}),
         },
+        warnings=gymnasium_spec.warnings(env_spec),
+        stated=gymnasium_spec.interface(env_spec, _json(path, metadata, "action_space")),
     )
 
 
@@ -167,11 +178,14 @@ def _json(path: Path, metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _shapes(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the shapes of one step of the observations, as the space states them."""
     space = _json(path, metadata, "observation_space")
-    spaces = space.get("subspaces", {"observation": space})
+    inner = space.get("subspaces")
+    spaces = _flat(inner) if isinstance(inner, dict) else {"observation": space}
     return {key: s.get("shape", []) for key, s in spaces.items() if isinstance(s, dict)}
 
 
-def _keys(path: Path, metadata: Mapping[str, Any], expectation: Expectation | None) -> list[tuple[str, int]]:
+def _keys(
+    path: Path, metadata: Mapping[str, Any], expectation: Expectation | None, selection: Selection
+) -> list[tuple[str, int]]:
     """Return keys and widths to read, after comparing the stated spaces with the task."""
     space = _json(path, metadata, "observation_space")
     if space.get("type") == "Box":
@@ -180,8 +194,8 @@ def _keys(path: Path, metadata: Mapping[str, Any], expectation: Expectation | No
             raise DemoError(path, f"is one array, the task needs {keys} apart.", field="observation_space")
         spaces, wanted = {FLAT: space}, [(FLAT, width) for _, width in expectation.obs_keys] if expectation else None
     elif space.get("type") == "Dict" and isinstance(space.get("subspaces"), dict):
-        spaces = space["subspaces"]
-        wanted = list(expectation.obs_keys) if expectation else None
+        spaces = _flat(space["subspaces"])
+        wanted = [(selection.name(key), width) for key, width in expectation.obs_keys] if expectation else None
     else:
         raise DemoError(path, f"is {space.get('type')!r}; Box and Dict are read.", field="observation_space")
     vectors = {
@@ -195,11 +209,21 @@ def _keys(path: Path, metadata: Mapping[str, Any], expectation: Expectation | No
         return [(key, vectors[key]) for key, _ in wanted_keys(list(vectors), None)]
     for key, width in wanted:
         if key not in vectors:
-            raise DemoError(path, f"is missing; found: {', '.join(vectors)}.", field=f"observations/{key}")
+            message = f"is missing; found: {', '.join(vectors)}. {how_to_name(key)}"
+            raise DemoError(path, message, field=f"observations/{key}")
         if vectors[key] != width:
             field = f"observations/{key}".rstrip("/")
             raise DemoError(path, f"has width {vectors[key]}, the task needs {width}.", field=field)
     return wanted
+
+
+def _flat(spaces: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return the spaces of a dictionary by their names, ``group/name`` for those in dictionaries within it."""
+    flat: dict[str, Any] = {}
+    for key, space in spaces.items():
+        inner = space.get("subspaces") if isinstance(space, dict) else None
+        flat |= _flat(inner, f"{above}{key}/") if isinstance(inner, dict) else {above + key: space}
+    return flat
 
 
 # -- episodes ---------------------------------------------------------------------------------------------------------
@@ -239,14 +263,15 @@ def _tables(path: Path, directory: Path, metadata: Mapping[str, Any], keys: Sequ
         )
     for i in numbers:
         with reading(path, str(i)):
-            own = json.loads((directory / str(i) / METADATA).read_text())
+            own = json_file(directory / str(i) / METADATA)
             files = sorted((directory / str(i)).glob(f"*.{metadata['data_format']}"))
             if len(files) != 1:
                 raise DemoError(path, f"has {len(files)} data files, one is needed.", episode=str(i))
-            table = _table(files[0], metadata["data_format"])
+            with reading(files[0], str(i)):
+                table = _table(files[0], metadata["data_format"])
             observed = table["observations"].combine_chunks()
             raw: Raw = {
-                "observations": {key: matrix(observed.field(key) if key else observed) for key in keys},
+                "observations": {key: matrix(_field(observed, key)) for key in keys},
                 **{name: matrix(table[name])[:-1] for name in ("actions", "rewards", "terminations")},
                 "success": None,
                 "total_steps": own["total_steps"],
@@ -257,6 +282,12 @@ def _tables(path: Path, directory: Path, metadata: Mapping[str, Any], keys: Sequ
                 if told:
                     raw["success"] = matrix(infos.field(told[0]))
         yield raw
+
+
+def _field(column: pa.Array, key: str) -> pa.Array:
+    for name in key.split("/") if key else ():
+        column = column.field(name)
+    return column
 
 
 def _table(file: Path, layout: str) -> pa.Table:
@@ -282,22 +313,21 @@ def _episode(
             checked_array(path, raw["observations"][key], episode=name, field=field, length=length + 1, width=width)
         )
     obs = np.concatenate(parts, axis=1)
+    told = raw["success"]
+    if told is not None:  # of every observation, the first included; or after every action
+        told = flags(path, np.ravel(told), episode=name, field="infos/success")
     terminations = flags(path, raw["terminations"], episode=name, field="terminations", length=length)
     return Episode(
         name=name,
         obs=obs[:-1],
         actions=actions,
+        keys=expectation.obs_keys if expectation else tuple((key or "observation", width) for key, width in keys),
         rewards=checked_array(path, raw["rewards"], episode=name, field="rewards", length=length),
         final_obs=obs[-1],
         terminated=bool(terminations[-1]),
-        success=_success(path, name, raw["success"]),
+        success=None if told is None else bool(told[-1]),
+        solved=None if told is None or len(told) < length else told[-length:],
     )
-
-
-def _success(path: Path, name: str, told: Any) -> bool | None:
-    if told is None:
-        return None
-    return bool(flags(path, np.ravel(told), episode=name, field="infos/success")[-1])
 
 
 # -- writer -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inril_ray import rotations
+from inril_ray.demos.causes import cause
 from inril_ray.demos.episodes import (
     EVERYTHING,
     SOURCE_KEY,
@@ -34,6 +35,7 @@ from inril_ray.demos.episodes import (
     Selection,
     checked_actions,
     checked_array,
+    fixed_names,
     flags,
     no_filter,
     reading,
@@ -47,7 +49,7 @@ from inril_ray.demos.formats.furniture_pickle import (
     joined,
     turns_to,
 )
-from inril_ray.types import InrilError
+from inril_ray.types import InrilError, Interface
 
 MARKS = (".zgroup", ".zarray", "zarr.json")
 """Files that make a directory a zarr group or array."""
@@ -96,6 +98,7 @@ class ResipZarr:
                     **({"made_by": source} if source else {}),
                 },
                 warnings=() if source else (FOREIGN,),
+                stated=Interface(action_type="absolute", action_frame="base", rewards="sparse"),
             )
 
     @staticmethod
@@ -111,6 +114,7 @@ class ResipZarr:
             DemoError: the data set is not readable, contradicts itself or does not fit; names the array.
         """
         no_filter(path, dataclasses.replace(selection, images=()))
+        fixed_names(path, selection)
         with reading(path):
             group = _opened(path)
             ends = _ends(path, group)
@@ -127,7 +131,7 @@ class ResipZarr:
             }
             obs = joined(path, None, parts, expectation)
             actions = checked_actions(path, steps("action/pos", ACTION_WIDTH), expectation, episode=None)
-            rewards = steps("reward", None) if "reward" in group else np.zeros(length, np.float32)
+            rewards = steps("reward", None) if "reward" in group else None
             success = None
             if "success" in group:
                 told = _values(_array(path, group, "success", episodes))
@@ -140,7 +144,9 @@ class ResipZarr:
                 name=str(i),
                 obs=obs[start:end],
                 actions=actions[start:end],
-                rewards=rewards[start:end],
+                keys=expectation.obs_keys if expectation else tuple((key, parts[key].shape[1]) for key in OBSERVED),
+                rewards=None if rewards is None else rewards[start:end],
+                terminated=False,
                 success=None if success is None else bool(success[i]),
                 images=images,
             )
@@ -210,6 +216,8 @@ def _chunks_are_whole(path: Path, name: str) -> None:
         if chunk.is_file() and not chunk.name.startswith(".") and chunk.name != "zarr.json":
             with chunk.open("rb") as file:
                 told, found = int.from_bytes(file.read(BLOSC_HEADER)[-4:], "little"), chunk.stat().st_size
+            if reason := cause(chunk):
+                raise DemoError(path, f"chunk {chunk.name} {reason}", field=name)
             if found < BLOSC_HEADER or told != found:
                 raise DemoError(path, f"chunk {chunk.name} has {found} bytes: damaged or truncated.", field=name)
 

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from inril_ray.demos.episodes import (
-    DAMAGE,
     EVERYTHING,
     SOURCE_KEY,
     DemoError,
@@ -29,36 +28,37 @@ from inril_ray.demos.episodes import (
     Selection,
     checked_actions,
     checked_array,
+    how_to_name,
     reading,
     recorded_source,
     wanted_keys,
 )
-from inril_ray.demos.hdf5 import content, open_hdf5, put, text, written
-from inril_ray.demos.semantics import CHECKED, check_arrays
-from inril_ray.types import FloatArray
+from inril_ray.demos.hdf5 import content, open_hdf5, put, text, top, written
+from inril_ray.types import UNSTATED, FloatArray, Interface
 
 ENV_ARGS = "data.attrs['env_args']"
 ROBOSUITE_TYPE = 1
 """Robomimic's code for robosuite environments."""
+POSE_CONTROLLER = "OSC"
+"""Beginning of the names of controllers whose actions are poses in a frame."""
+SOLVED = 1.0
+"""What robosuite's sparse rewards pay in a step that ends solved; for a part of the task it is less."""
+LIMITS = ("input_min", "input_max", "output_min", "output_max")
+"""Range of a controller's actions, and what they are mapped to."""
 
 
 class RobomimicHdf5:
     """Reader of robomimic's data sets.
 
     Robomimic marks the end of an episode (``dones``) where the task is solved or the recording stops; its tasks don't
-    end by themselves. So no episode counts as terminated. An episode is a success if any reward is positive.
+    end by themselves. So no episode counts as terminated. An episode is a success if a step is paid in full, which
+    dense rewards don't tell.
     """
 
     @staticmethod
     def recognises(path: Path) -> bool:
         """Tell whether a path is an HDF5 file with a ``data`` group."""
-        if not path.is_file():
-            return False
-        try:
-            with h5py.File(path, "r") as file:
-                return isinstance(file.get("data"), h5py.Group)
-        except DAMAGE:
-            return False
+        return any(found == ("data", True) for found in top(path))
 
     @staticmethod
     def inspect(path: Path) -> FileInfo:
@@ -74,11 +74,11 @@ class RobomimicHdf5:
             path: the file.
             expectation: what the task requires; None reads all one- and two-dimensional observations, in the
                 alphabetical order of their keys.
-            selection: a filter (``mask/NAME``) and image keys.
+            selection: a filter (``mask/NAME``), image keys, and other names of observations, such as ``robot/hand`` for
+                one in a group.
 
         Raises:
-            DemoError: the file is not readable or does not fit, or its observations contradict the release of
-                robosuite that it names; names file, episode and field.
+            DemoError: the file is not readable or does not fit; names file, episode and field.
         """
         with reading(path), open_hdf5(path) as file:
             info = _info(path, file)
@@ -106,14 +106,15 @@ def _info(path: Path, file: Any) -> FileInfo:
         env_args = json.loads(attributes["env_args"])
         env_name = str(env_args["env_name"])
         semantics, version = _semantics(env_args)
+        stated = interface(env_args)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DemoError(path, f"is not robomimic's JSON ({error!r}).", field=ENV_ARGS) from None
     source = recorded_source(path, text(attributes.get(SOURCE_KEY)))
-    warnings = (
-        [f"robosuite {version} is older than 1.4; its rules are taken to be 1.4.1's."]
-        if version and _release(version) < (1, 4)
-        else []
-    )
+    release, warnings = _release(version) if version else (1, 5), ()
+    if release < (1, 4):
+        warnings = (f"robosuite {version} is older than 1.4; its rules are taken to be 1.4.1's.",)
+    elif release > (1, 5):
+        warnings = (f"robosuite {version} is newer than 1.5; its rules are not known here.",)
     masks = sorted(file["mask"]) if isinstance(file.get("mask"), h5py.Group) else []
     return FileInfo(
         format="robomimic_hdf5",
@@ -126,31 +127,24 @@ def _info(path: Path, file: Any) -> FileInfo:
             "observations": _shapes(file["data"]),
             **({"made_by": source} if source else {}),
         },
-        warnings=(*warnings, *_contradictions(path, file["data"], env_name, semantics)),
+        warnings=warnings,
+        stated=stated,
     )
-
-
-def _contradictions(path: Path, demos: Any, env_name: str, semantics: str) -> list[str]:
-    """Return how the first episode contradicts the rules that the file states: a warning until a task needs them."""
-    observed = {key: d for key, d in _first_observations(demos).items() if key in CHECKED and d.ndim == 2}
-    try:
-        arrays = {key: content(path, d, episode=None, field=f"obs/{key}") for key, d in observed.items()}
-        check_arrays(path, "", env_name, semantics, arrays)
-    except DemoError as error:
-        return [f"obs/object of the first episode {error.reason}"]
-    return []
 
 
 def _shapes(demos: Any) -> dict[str, list[int]]:
     """Return the shapes of one step of the observations, as the first episode has them."""
-    return {key: list(d.shape[1:]) for key, d in _first_observations(demos).items()}
-
-
-def _first_observations(demos: Any) -> dict[str, Any]:
     first = demos[min(demos, key=_number)] if len(demos) else None
-    observed = first.get("obs") if isinstance(first, h5py.Group) else None
-    found = observed.items() if isinstance(observed, h5py.Group) else ()
-    return {key: d for key, d in found if isinstance(d, h5py.Dataset)}
+    observed: Any = first.get("obs") if isinstance(first, h5py.Group) else None
+    return {key: list(observed[key].shape[1:]) for key in _arrays(observed)} if observed is not None else {}
+
+
+def _arrays(group: Any) -> list[str]:
+    """Return the names of all data sets in a group, ``group/name`` for those in groups within it."""
+    names: list[str] = []
+    if isinstance(group, h5py.Group):
+        group.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+    return sorted(names)
 
 
 def _semantics(env_args: Mapping[str, Any]) -> tuple[str, str]:
@@ -164,8 +158,71 @@ def _semantics(env_args: Mapping[str, Any]) -> tuple[str, str]:
         version = "1.5" if "body_parts" in controller else "1.4.1"
     release = _release(str(version))
     if release > (1, 5):
-        raise ValueError(f"env_version {version}: the rules of robosuite after 1.5 are not known here")
+        return f"robosuite {version}", str(version)
     return ("v15" if release == (1, 5) else "v141"), str(version)
+
+
+def interface(env_args: Mapping[str, Any]) -> Interface:
+    """Return what robomimic's ``env_args`` state about actions and rewards; nothing for other simulators.
+
+    Where a controller leaves out its reference frame, that of the release is meant: the base from robosuite 1.5 on,
+    the world before.
+    """
+    kwargs = env_args.get("env_kwargs") or {}
+    if env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
+        return UNSTATED
+    robots, hz, shaping = kwargs.get("robots"), kwargs.get("control_freq"), kwargs.get("reward_shaping")
+    arms = [_arm(arm) for arm in _controllers(kwargs.get("controller_configs"))]
+    # Arms that differ from each other differ from the task's: the last of the differing ones shows it.
+    merged = {name: value for arm in sorted(arms, key=lambda arm: arm == arms[0], reverse=True) for name, value in arm}
+    return Interface(
+        robots=None if robots is None else (robots,) if isinstance(robots, str) else tuple(map(str, robots)),
+        control_hz=None if hz is None else float(hz),
+        rewards=None if shaping is None else "dense" if shaping else "sparse",
+        **merged,
+    )
+
+
+def _controllers(configs: Any) -> list[tuple[Mapping[str, Any], bool]]:
+    """Return the controllers of all arms, each with True if it is a part of a composite one (robosuite 1.5)."""
+    found = []
+    for config in configs if isinstance(configs, list) else [configs or {}]:
+        parts = config.get("body_parts")
+        if parts is None:
+            found += [(config, False)] if "type" in config else []
+        else:
+            arms = {**parts, **(parts.get("arms") or {})}
+            found += [(arms[side], True) for side in ("right", "left") if side in arms]
+    return found
+
+
+def _arm(controller: tuple[Mapping[str, Any], bool]) -> tuple[tuple[str, Any], ...]:
+    """Return the fields of an interface that the controller of one arm states."""
+    config, composite = controller
+    kind = config.get("input_type")
+    if kind is None and config.get("control_delta") is not None:
+        kind = "delta" if config["control_delta"] else "absolute"
+    fields: dict[str, Any] = {"controller": str(config["type"])}
+    if kind is not None:
+        fields["action_type"] = str(kind)
+    if str(config["type"]).startswith(POSE_CONTROLLER):
+        fields["action_frame"] = str(config.get("input_ref_frame", "base" if composite else "world"))
+    if "interpolation" in config:
+        fields["interpolation"] = str(config["interpolation"] or "none")
+    for name, key in (("stiffness", "kp"), ("damping", "damping_ratio"), ("damping", "damping")):
+        if key in config and name not in fields:
+            fields[name] = _numbers(config[key])
+    limits = [_numbers(config[key]) for key in LIMITS if config.get(key) is not None]
+    if len(limits) == len(LIMITS):
+        low, high, least, greatest = (np.array(limit) for limit in limits)
+        fields |= {"action_low": _numbers(low), "action_high": _numbers(high)}
+        if kind != "absolute" and (high != low).all():
+            fields["action_scale"] = _numbers((greatest - least) / (high - low))
+    return tuple(fields.items())
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(float(x) for x in np.atleast_1d(np.asarray(value, np.float64)))
 
 
 def _release(version: str) -> tuple[int, int]:
@@ -220,27 +277,31 @@ def _episode(
         raw = content(path, group["rewards"], episode=name, field="rewards")
         rewards = checked_array(path, raw, episode=name, field="rewards", length=length)
     parts: dict[str, FloatArray] = {}
-    for key, width in wanted_keys(list(observed), expectation):
-        if key not in observed:
-            found = ", ".join(sorted(observed)) or "none"
-            raise DemoError(path, f"is missing; found: {found}.", episode=name, field=f"obs/{key}")
+    for key, width in wanted_keys(_arrays(observed), expectation):
+        own = selection.name(key)
+        field = f"obs/{own}"
+        if own not in observed:
+            found = ", ".join(_arrays(observed)) or "none"
+            message = f"is missing; found: {found}. {how_to_name(key)}"
+            raise DemoError(path, message, episode=name, field=field)
+        raw = content(path, observed[own], episode=name, field=field)
         if width is None:
-            if len(observed[key].shape) != 2:
+            if raw.ndim != 2:
                 continue  # images, when no task says which keys are wanted
-            width = observed[key].shape[1]
-        raw = content(path, observed[key], episode=name, field=f"obs/{key}")
-        parts[key] = checked_array(path, raw, episode=name, field=f"obs/{key}", length=length, width=width)
+            width = raw.shape[1]
+        parts[own] = checked_array(path, raw, episode=name, field=field, length=length, width=width)
     if not parts:
         raise DemoError(path, "holds no low-dimensional observation.", episode=name, field="obs")
-    if expectation and expectation.recorded_semantics is None:
-        check_arrays(path, name, info.env_name, info.semantics, parts)
+    widths = [part.shape[1] for part in parts.values()]
     return Episode(
         name=name,
         obs=np.concatenate(list(parts.values()), axis=1),
         actions=actions,
-        rewards=np.zeros(length, np.float32) if rewards is None else rewards,
+        keys=expectation.obs_keys if expectation else tuple(zip(parts, widths, strict=True)),
+        rewards=rewards,
         final_obs=_final_obs(path, name, group, parts),
-        success=None if rewards is None else bool((rewards > 0).any()),
+        terminated=False,
+        success=None if rewards is None or info.stated.rewards == "dense" else bool((rewards >= SOLVED).any()),
         held_out=held_out,
         images={key: _images(path, name, observed, key, length) for key in selection.images},
     )
@@ -261,7 +322,7 @@ def _final_obs(path: Path, name: str, group: Any, parts: Mapping[str, FloatArray
 def _images(path: Path, name: str, observed: Any, key: str, length: int) -> npt.NDArray[np.uint8]:
     field = f"obs/{key}"
     if key not in observed:
-        found = ", ".join(k for k in sorted(observed) if len(observed[k].shape) == 4) or "none"
+        found = ", ".join(k for k in _arrays(observed) if len(observed[k].shape) == 4) or "none"
         raise DemoError(path, f"is missing; images found: {found}.", episode=name, field=field)
     pictures = content(path, observed[key], episode=name, field=field)
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or len(pictures) != length:

@@ -16,7 +16,7 @@ from inril_ray.envs.furniture.geometry import euler
 from inril_ray.envs.furniture.spec import CONTROL_HZ, IMPULSE_S, LEVELS, Furniture
 from inril_ray.envs.furniture.tasks import FURNITURE
 from inril_ray.rotations import matrix_of_quat, quat_of_matrix
-from inril_ray.types import BoolArray, EnvSpec, FloatArray
+from inril_ray.types import BoolArray, EnvSpec, FloatArray, Interface
 
 PADDED_OBS = 44
 """Width that the paper's table states for tasks of two parts, whose observations have 37 numbers."""
@@ -52,6 +52,8 @@ class FurnitureTask(Task):
             recorded_as=furniture.name,
             num_stages=len(furniture.pairs),
             success=self.chosen_success(config),
+            interface=Interface(robots=("Panda",), action_type="absolute", action_frame="base", rewards="sparse"),
+            reward_values=(0.0, 1.0),
         )
 
     def needs_gpu(self, config: EnvConfig) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from inril_ray.envs.base import EnvConfig, SimVectorEnv, Task
 from inril_ray.envs.rendering import import_mujoco
 from inril_ray.envs.robomimic.scenes import CanScene, LiftScene, Scene, SquareScene, TransportScene
-from inril_ray.types import EnvSpec, InrilError
+from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError, Interface
 
 CONTROL_HZ = 20
 SUBSTEPS = 25
@@ -42,6 +42,10 @@ class RobomimicTask(Task):
     """DPPO's order: robot keys first, the object last."""
     max_episode_steps: int
     num_arms: int = 1
+    reward_values: tuple[float, ...] = (0.0, 1.0)
+    """What a control step can pay: 1 when it ends solved, and what is paid for parts of that."""
+    solved_above: tuple[int, float] | None = None
+    """Number of the observation, and the metres above which it must be, where that is all of the rule of success."""
     scene: type[Scene]
     """What differs from the other tasks."""
 
@@ -49,6 +53,13 @@ class RobomimicTask(Task):
     def action_dim(self) -> int:
         """Translation, rotation and gripper of every arm."""
         return 7 * self.num_arms
+
+    def solved(self, obs: FloatArray) -> BoolArray | None:
+        """Compare the height; see :meth:`Task.solved`."""
+        if self.solved_above is None:
+            return None
+        column, height = self.solved_above
+        return obs[:, column] > height
 
     def spec(self, config: EnvConfig) -> EnvSpec:
         """Return the task's dimensions and horizon under a configuration."""
@@ -62,6 +73,20 @@ class RobomimicTask(Task):
             recorded_as=self.env_name,
             semantics=self.chosen_semantics(config),
             success=self.chosen_success(config),
+            interface=Interface(
+                robots=("Panda",) * self.num_arms,
+                controller="OSC_POSE",
+                action_type="delta",
+                action_frame="world",
+                action_scale=tuple(OSC_OUTPUT.tolist()),
+                stiffness=(OSC_KP,),
+                damping=(1.0,),
+                interpolation="none",
+                rewards="sparse",
+                changed_by=(),
+            ),
+            reward_values=self.reward_values,
+            pays_success=self.reward_values == (0.0, 1.0),
         )
 
     def make(self, config: EnvConfig, num_envs: int, seed: int, purpose: str, first_env: int) -> SimVectorEnv:
@@ -141,7 +166,13 @@ class RobomimicTask(Task):
 
 
 def _task(
-    name: str, env_name: str, scene: type[Scene], object_dim: int, max_episode_steps: int, num_arms: int = 1
+    name: str,
+    env_name: str,
+    scene: type[Scene],
+    object_dim: int,
+    max_episode_steps: int,
+    num_arms: int = 1,
+    solved_above: tuple[int, float] | None = None,
 ) -> Any:
     arm = (("eef_pos", 3), ("eef_quat", 4), ("gripper_qpos", 2))
     hands = tuple((f"robot{i}_{key}", width) for i in range(num_arms) for key, width in arm)
@@ -152,11 +183,12 @@ def _task(
         obs_keys=(*hands, ("object", object_dim)),
         num_arms=num_arms,
         max_episode_steps=max_episode_steps,
+        solved_above=solved_above,
     )
 
 
-LIFT = _task("lift", "Lift", LiftScene, 10, 300)
-"""Lift a cube 4 cm above the table."""
+LIFT = _task("lift", "Lift", LiftScene, 10, 300, solved_above=(11, 0.84))
+"""Lift a cube 4 cm above the table, which is 0.8 m high."""
 CAN = _task("can", "PickPlaceCan", CanScene, 14, 300)
 """Put a can from one bin into its place in another."""
 SQUARE = _task("square", "NutAssemblySquare", SquareScene, 14, 400)
