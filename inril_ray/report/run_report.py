@@ -14,6 +14,8 @@ from inril_ray.metrics import METRICS
 from inril_ray.report.charts import Chart, Series, line_chart
 from inril_ray.report.page import Html, details, facts, join, number_table, page, section, tag, write_page
 from inril_ray.report.records import (
+    RHO_READING,
+    Points,
     at,
     count,
     mapping,
@@ -26,11 +28,13 @@ from inril_ray.report.records import (
     result_text,
     source_label,
 )
-from inril_ray.statistics import SUCCESS, Measure, measure_of
+from inril_ray.statistics import SUCCESS, Measure, measure_of, wilson
 from inril_ray.tracking.jsonl import FILE
 from inril_ray.types import InrilError
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
+POOLED = 10
+"""Measurements of the conflict rate that share an interval: one has but a few pairs."""
 UNPROVEN = "The two intervals overlap, so this run alone does not settle whether the policy changed."
 
 
@@ -155,10 +159,10 @@ def _headline(run: RunRecord) -> Html:
     latest = run.evaluations[-1] if run.evaluations else base
     so_far = ["Base policy: ", _result(base), "."]
     if number(latest.get("env_steps")):
+        reached = max((i for _, i in points(run.records, "iteration")), default=None)
         so_far += [
-            " The latest evaluation, after ",
-            count(latest["env_steps"]),
-            " environment steps: ",
+            f" The latest evaluation, at iteration {count(latest.get('iteration'))} ({count(latest['env_steps'])} "
+            f"environment steps; the run is at iteration {count(reached)}): ",
             _result(latest),
             ".",
         ]
@@ -297,25 +301,72 @@ def _results(run: RunRecord) -> Html:
     return section(measure.word.capitalize(), tag("div", line_chart(evaluation), line_chart(train), class_="charts"))
 
 
-def _gradients(run: RunRecord) -> Html:
+def _opposition(run: RunRecord) -> tuple[Chart, Chart]:
+    """Return the charts of rho and of the conflict rate: single measurements, and averages with their bands."""
     records, x_max = run.records, run.env_steps
+    ema = points(records, "rho_ema")
+    name, shown = ("rho_ema", "moving average") if ema else ("rho", "ρ")
+    single = Series(label="each measurement", points=points(records, "rho"), look="thin")
+    average = Series(
+        label=shown, points=ema or single.points, band=error_band(records, name), look="bold", marked=False
+    )
     rho = Chart(
         title="Opposition of the two gradients, ρ",
         y_label="ρ (no unit; above 0 they oppose)",
-        series=[Series(label="ρ", points=points(records, "rho"))],
+        series=[single, average] if ema else [average],
         x_max=x_max,
         reference=(0.0, ""),
-        note="−cos(g_IL, g_RL) of the expected gradients, corrected for noise",
+        note=f"−cos(g_IL, g_RL), corrected for noise; {RHO_READING}",
     )
+    rates, pairs = points(records, "conflict_rate"), number(at(run.config, "config", "interleave", "relation_pairs"))
     conflict = Chart(
         title="Conflict rate",
         y_label="Opposing minibatch pairs (%)",
-        series=[Series(label="conflict rate", points=points(records, "conflict_rate", 100.0))],
+        series=[
+            Series(label="each measurement", points=[(x, 100 * v) for x, v in rates], look="thin"),
+            pooled_rate(rates, pairs),
+        ],
         y_range=(0.0, 100.0),
         x_max=x_max,
         reference=(50.0, "chance"),
-        note="Share of minibatch pairs whose gradients oppose each other",
+        note="Share of minibatch pairs whose gradients oppose each other; above 50 % with the whole band (95 %, "
+        "Wilson), they conflict more often than gradients that have nothing to do with each other",
     )
+    return rho, conflict
+
+
+def error_band(records: list[dict[str, Any]], name: str) -> list[tuple[float, float, float]]:
+    """Return (steps, low, high) two standard errors around rho, within its range, where they were recorded."""
+    found = []
+    for record in records:
+        x, value, error = (number(record.get(key)) for key in ("env_steps", name, f"{name}_se"))
+        if x is not None and value is not None and error is not None:
+            found.append((x, max(-1.0, value - 2 * error), min(1.0, value + 2 * error)))
+    return found
+
+
+def pooled_rate(rates: Points, pairs: float | None) -> Series:
+    """Return the conflict rate over the last measurements, in per cent, with its interval.
+
+    Args:
+        rates: (steps, share of the pairs of a measurement).
+        pairs: of each measurement; None where it is not known: then there is no band.
+    """
+    windows = [rates[max(0, i + 1 - POOLED) : i + 1] for i in range(len(rates))]
+    means = [(w[-1][0], min(max(sum(v for _, v in w) / len(w), 0.0), 1.0), len(w)) for w in windows]
+    ends = [(x, wilson(mean, n * pairs)) for x, mean, n in means] if pairs and pairs >= 1 else []
+    return Series(
+        label=f"last {POOLED} together",
+        points=[(x, 100 * mean) for x, mean, _ in means],
+        band=[(x, 100 * rate.low, 100 * rate.high) for x, rate in ends],
+        look="bold",
+        marked=False,
+    )
+
+
+def _gradients(run: RunRecord) -> Html:
+    records, x_max = run.records, run.env_steps
+    rho, conflict = _opposition(run)
     probe = Chart(
         title="Imitation loss on held-out demonstrations",
         y_label="Loss (no unit)",
@@ -388,7 +439,9 @@ def _pictures(folder: Path) -> Html:
         found = next((p for end in MEDIA_TYPES if (p := folder / f"{name}{end}").is_file() and inside(p, folder)), None)
         if found is not None:
             caption = tag("figcaption", f"{name.capitalize()} fine-tuning: {_text(record.get(name))}")
-            figures.append(tag("figure", caption, embedded(found, f"Evaluation episode {name} fine-tuning")))
+            still = folder / f"{name}.png"
+            poster = still if found != still and still.is_file() and inside(still, folder) else None
+            figures.append(tag("figure", caption, embedded(found, f"Evaluation episode {name} fine-tuning", poster)))
     about = record.get("note") or record.get("error") or ("" if figures else "There are no pictures of this run.")
     if figures and record.get("episode") is not None and not record.get("note"):
         about = f"Evaluation episode {record['episode']}."
@@ -402,18 +455,25 @@ def inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.parent.resolve())
 
 
-def embedded(path: Path, label: str) -> Html:
-    """Return a picture or a video with its bytes inside."""
-    kind = MEDIA_TYPES[path.suffix]
-    data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    if kind.startswith("video"):
-        return tag("video", controls=True, loop=True, muted=True, playsinline=True, aria_label=label, src=data)
-    return tag("img", src=data, alt=label)
+def embedded(path: Path, label: str, poster: Path | None = None) -> Html:
+    """Return a picture or a video with its bytes inside, and with those of the picture to show until it is played."""
+    if MEDIA_TYPES[path.suffix].startswith("video"):
+        shown = None if poster is None else _data(poster)
+        controls = {"controls": True, "loop": True, "muted": True, "playsinline": True}
+        return tag("video", **controls, aria_label=label, poster=shown, src=_data(path))
+    return tag("img", src=_data(path), alt=label)
+
+
+def _data(path: Path) -> str:
+    return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _evaluation_table(run: RunRecord) -> Html:
-    head = ["Env steps", f"{run.measure.name.capitalize()}, 95 % interval", "Episodes"]
-    rows = [[count(r.get("env_steps")), result_text(r), count(r.get("eval_episodes"))] for r in run.evaluations]
+    head = ["Iteration", "Env steps", f"{run.measure.name.capitalize()}, 95 % interval", "Episodes"]
+    rows = [
+        [count(r.get("iteration")), count(r.get("env_steps")), result_text(r), count(r.get("eval_episodes"))]
+        for r in run.evaluations
+    ]
     if run.measure is SUCCESS:
         head.append("Success at any step")
         for row, record in zip(rows, run.evaluations, strict=True):
