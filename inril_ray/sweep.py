@@ -28,6 +28,8 @@ CONTROL = "rl_only"
 """Schedule of the setting that all others are held against."""
 CLONING_KEYS = ("task", "demos", "policy", "seed", "env", "actor", "pretrain")
 """Sections of a configuration that decide what a cloned policy is."""
+MAX_NAMED = 6
+"""Settings that the sentence on the winner names."""
 PBT_KEYS = (
     "rl.actor_lr", "rl.critic_lr", "rl.clip_ratio", "rl.discount", "rl.gae_lambda",
     "interleave.every", "interleave.il_lr", "interleave.il_steps", "interleave.bc_weight",
@@ -378,11 +380,12 @@ def _choice(rows: Sequence[Mapping[str, Any]], measure: Measure) -> dict[str, An
     if not others:
         text = f"No other setting finished than {chosen['label']}, {mean}."
     elif tied:
+        named = [row["label"] for row in tied[:MAX_NAMED]] + ["…"] * (len(tied) > MAX_NAMED)
         equal = sum(_mean_of(row) == _mean_of(chosen) for row in others)
         same = f", which {equal} others reach, too" if equal else ""
         text = (
             f"No winner: the best mean is that of {chosen['label']}, {mean}{same}, but the intervals of {len(tied)} of "
-            f"{len(others)} others are not below its own ({'; '.join(row['label'] for row in tied)})."
+            f"{len(others)} others are not below its own ({'; '.join(named)})."
         )
     elif one_seed:
         text = f"No winner: the best is {chosen['label']}, {mean}, but at one seed, which says nothing of others."

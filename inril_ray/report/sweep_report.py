@@ -145,7 +145,9 @@ def _heat_map(settings: Sequence[Mapping[str, Any]], measure: Measure) -> Html |
     table = tag("table", tag("thead", head), tag("tbody", *body), class_="heat")
     note = f"{measure.axis}, mean over seeds and its interval. Stronger colour is higher: {low:.1f} to {high:.1f}."
     return section(
-        "Interleaving ratio and separation", tag("div", table, class_="scroll"), tag("p", note, class_="note")
+        "Interleaving ratio and separation",
+        tag("div", table, class_="scroll", tabindex=0),
+        tag("p", note, class_="note"),
     )
 
 
@@ -160,7 +162,7 @@ def _ranking(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], meas
             [
                 str(row.get("label")),
                 tag("strong", percent(mean.get("value"), measure.unit)) if mean else _latest(trials, measure),
-                interval(mean.get("low"), mean.get("high")) if mean else "–",
+                interval(mean.get("low"), mean.get("high")) + ("" if len(done) > 1 else ", one seed") if mean else "–",
                 chance,
                 f"{len(done)} of {len(trials)}",
                 spread([t["seconds"] / 60 for t in done if "seconds" in t]) + " min" if done else "–",
