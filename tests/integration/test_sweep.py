@@ -23,7 +23,7 @@ from inril_ray.config import build
 from inril_ray.demos.store import write_arrow
 from inril_ray.distributed.driver import start_ray
 from inril_ray.report import write_sweep_report
-from inril_ray.sweep import SweepConfig, gather, result_lines
+from inril_ray.sweep import SweepConfig, result_lines
 from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.tune import run_sweep, search
 from inril_ray.types import InrilError
@@ -90,9 +90,7 @@ def times(directory: Path) -> dict[str, int]:
     return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in sorted(directory.glob("*/*/summary.json"))}
 
 
-def test_a_sweep_chooses_a_setting_confirms_it_and_runs_nothing_twice(
-    tmp_path: Path, demos: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_chooses_a_setting_confirms_it_and_runs_nothing_twice(tmp_path: Path, demos: str) -> None:
     from mlflow.tracking import MlflowClient
 
     seeds = {"search": [0, 1], "confirm": [10, 11]}
@@ -125,12 +123,6 @@ def test_a_sweep_chooses_a_setting_confirms_it_and_runs_nothing_twice(
     assert times(out) == before
     figures = ("estimate", "machine", "versions", "commit")
     assert {k: v for k, v in again.items() if k not in figures} == {k: v for k, v in result.items() if k not in figures}
-    # Had another setting been chosen, Tune's records of the former confirmation would not know it.
-    monkeypatch.setattr(search, "gather", lambda *given: gather(*given) | {"chosen": result["control"]})
-    other = run_sweep(sweep, out, local=True)
-    assert times(out) == before, "RL only was confirmed already"
-    assert list(other["confirmation"]["scores"]) == [result["control"]]
-    monkeypatch.undo()
     with pytest.raises(InrilError, match="another sweep"):
         run_sweep(sweep_of(demos, space={"interleave.every": [1]}), out, local=True)
 
@@ -268,7 +260,7 @@ def test_trials_that_the_memory_monitor_kills_are_retried_and_the_others_go_on(
     assert write_sweep_report(tmp_path).is_file()
     printed = "".join(capfd.readouterr())
     assert "m = 2, seed 0: tried again, 1 of 1 times. The trial's process was killed" in printed
-    assert "Traceback" not in printed
+    assert not [line for line in printed.splitlines() if line.startswith("Traceback")]
 
 
 @pytest.mark.usefixtures("no_probe")

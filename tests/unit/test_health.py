@@ -80,6 +80,8 @@ def test_what_the_first_iterations_say() -> None:
     assert [len(many.observe({**poor, "train_episodes": 50.0})) for _ in range(4)] == [1, 0, 1, 0], (
         "3 iterations at least"
     )
+    of_before = {k: v for k, v in many.state_dict().items() if k != "_episodes"}
+    health.FirstIterations().load_state_dict(of_before)  # of a checkpoint of 0.1
     assert good.observe({"obs_out_of_range": 0.01}) == []
     good.observe({"train_episodes": 1.0, "train_return": 0.1})
     assert all(good.observe(poor) == [] for _ in range(5)), "there was a reward once"

@@ -431,6 +431,17 @@ def test_verdict_report_of_a_task_without_success(tmp_path):
     assert "RL only, mean: 3 values, first 35.1, last 60" in page.labels[1]
 
 
+def test_a_verdict_of_another_release_is_shown_with_what_it_holds(tmp_path):
+    write_verdict(tmp_path, runs=False)
+    result = json.loads((tmp_path / "verdict.json").read_text())
+    comparison = result["comparisons"]["inril"]
+    del comparison["power"], comparison["wider"], comparison["t_interval"]["value"]
+    (tmp_path / "verdict.json").write_text(json.dumps(result))
+    page = read(write_verdict_report(tmp_path))
+    assert "Student's t not recorded [+16.1, +30.5]" in page.flat
+    assert "four cases of five" not in page.flat
+
+
 def test_verdict_without_runs_and_with_hostile_text(tmp_path):
     path = write_verdict_report(write_verdict(tmp_path, label=HOSTILE, runs=False))
     page = read(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from inril_ray.sweep import (
     settings_of,
     trial_config,
 )
-from inril_ray.tune import run_sweep
+from inril_ray.tune import run_sweep, search
 from inril_ray.tune.estimate import at_size, num_imitations, probed
 from inril_ray.types import InrilError
 from tests.fuzzing import cases, edits, spoil
@@ -279,6 +280,19 @@ def test_the_chosen_setting_is_confirmed_at_fresh_seeds(tmp_path: Path) -> None:
     assert "m = 5, upgrad at 3 fresh seeds: 77.7 % [" in text
     assert "Failed and left out: m = 5, naive, seed 1: InrilError: no luck" in text
     assert "RL only" in again["against_control"]["sentence"]
+
+
+def test_another_choice_is_not_confirmed_from_the_records_of_the_former(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune's records know settings by their place in the list; one that is shorter had no such place."""
+    names: list[str] = []
+    monkeypatch.setattr(search, "_fit", lambda plan, name, *_: names.append(name))
+    plan: Any = SimpleNamespace(sweep=GRID)
+    first, second, *_, control = settings_of(GRID)
+    for chosen in ([first, control], [second, control], [control], [first, control]):
+        search._confirm(plan, chosen, load_config([BASE]), print)
+    assert names[0] == names[3]
+    assert len(set(names)) == 3
+    assert all(name.startswith("confirm-") for name in names)
 
 
 def test_the_report_shows_both_results_and_the_heat_map(tmp_path: Path) -> None:

@@ -102,6 +102,15 @@ def test_the_sentence_shows_the_wider_interval_and_what_the_study_could_have_fou
     )
 
 
+def test_the_sentence_shows_the_bootstraps_interval_where_that_is_wider() -> None:
+    """Two kinds of seeds, five of each: the mean of the middle half jumps from one to the other."""
+    found = judge(runs(*[0.5] * 10), runs(*[0.1] * 5, *[0.9] * 5), "A", "B", SUCCESS)
+    low, high = (100 * found["difference"][end] for end in ("low", "high"))
+    assert found["wider"] == "bootstrap"
+    assert high - low > 100 * (found["t_interval"]["high"] - found["t_interval"]["low"])
+    assert f"[{low:+.1f}, {high:+.1f}] (95 %, bootstrap) over 10 paired seeds" in found["sentence"]
+
+
 def test_equal_arms_are_told_what_their_episodes_could_have_shown() -> None:
     """No run succeeded: nothing was seen between the seeds, but 600 episodes don't show a difference of nothing."""
     found = judge(runs(0.0, 0.0, 0.0), runs(0.0, 0.0, 0.0), "A", "B", SUCCESS)
