@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,10 +37,12 @@ def survived() -> Iterator[None]:
 
 def death_text(error: BaseException) -> str:
     """Return in one sentence why a trial ended."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     if isinstance(error, OutOfMemoryError):
+        held = re.search(r"[\d.]+ ?GB used / [\d.]+ ?GB limit", str(error))
         return (
-            f"The trial's process was killed: {lines[0].rstrip('.')}. Lower rollout.num_envs or compute.num_workers, "
-            "or let fewer trials run at a time (fewer CPUs); the same command tries it again."
+            f"The trial's process was killed, since its node ran out of memory{f' ({held[0]})' if held else ''}. Lower "
+            "rollout.num_envs or compute.num_workers, or let fewer trials run at a time (fewer CPUs); the same command "
+            "tries it again."
         )
-    return lines[-1]
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 
@@ -400,7 +399,7 @@ class Progress(tune.Callback):
 def _reason(trial: Any) -> str:
     """Return why a trial failed last, from the file that Tune has just written."""
     try:
-        return death_text(ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()))
+        return death_text(cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()))
     except (OSError, TypeError):  # Tune keeps no file of some errors
         return ""
 

@@ -17,8 +17,10 @@ from inril_ray.tune.deaths import TrialActors, death_text, survived
 from inril_ray.types import InrilError
 
 KILLED = OutOfMemoryError(
-    "Task was killed due to the node running low on memory.\nMemory on the node was 7.6 GB\nMore."
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was 9.65GB used / "
+    "23.54GB limit (0.409878).\nObject store memory usage: [- objects spillable: 0\n- bytes spillable: 0"
 )
+"""As Ray 2.60 words it, with some fifty lines more."""
 
 
 def told(manager: RayActorManager, error: Exception) -> list[Exception]:
@@ -60,8 +62,10 @@ def test_it_holds_while_a_sweep_runs_and_no_longer() -> None:
 
 def test_a_death_is_told_in_a_sentence() -> None:
     assert death_text(KILLED) == (
-        "The trial's process was killed: Task was killed due to the node running low on memory. Lower rollout.num_envs "
-        "or compute.num_workers, or let fewer trials run at a time (fewer CPUs); the same command tries it again."
+        "The trial's process was killed, since its node ran out of memory (9.65GB used / 23.54GB limit). Lower "
+        "rollout.num_envs or compute.num_workers, or let fewer trials run at a time (fewer CPUs); the same command "
+        "tries it again."
     )
+    assert "memory. Lower" in death_text(OutOfMemoryError("Task was killed due to the node running low on memory."))
     assert death_text(ValueError("one\n  two\n\n")) == "two"
     assert death_text(ValueError()) == "ValueError"
