@@ -17,8 +17,8 @@ from inril_ray.tune.deaths import TrialActors, death_text, survived
 from inril_ray.types import InrilError
 
 KILLED = OutOfMemoryError(
-    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was 9.65GB used / "
-    "23.54GB limit (0.409878).\nObject store memory usage: [- objects spillable: 0\n- bytes spillable: 0"
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was 9.65GB used "
+    "/ 23.54GB limit (0.409878).\nObject store memory usage: [- objects spillable: 0\n- bytes spillable: 0"
 )
 """As Ray 2.60 words it, with some fifty lines more."""
 
