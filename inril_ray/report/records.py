@@ -15,11 +15,6 @@ from inril_ray.types import InrilError
 
 Points = list[tuple[float, float]]
 """(environment steps, value)."""
-RHO_READING = (
-    "above 0 with the whole band (95 %), imitation works against reinforcement, below 0 for it, and a band around 0 "
-    "can't tell"
-)
-"""How to read a chart of rho."""
 
 
 def read_tree(path: Path) -> tuple[dict[str, Any], str | None]:

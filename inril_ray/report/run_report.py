@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any
 from inril_ray.guard import AUDIT_LOG
 from inril_ray.metrics import METRICS
 from inril_ray.report.charts import Chart, Series, line_chart
+from inril_ray.report.gradients import gradient_charts
 from inril_ray.report.page import Html, details, facts, join, number_table, page, section, tag, write_page
+from inril_ray.report.pictures import pictures
 from inril_ray.report.records import (
-    RHO_READING,
-    Points,
     at,
     count,
     mapping,
@@ -28,13 +27,10 @@ from inril_ray.report.records import (
     result_text,
     source_label,
 )
-from inril_ray.statistics import SUCCESS, Measure, measure_of, wilson
+from inril_ray.statistics import SUCCESS, Measure, measure_of
 from inril_ray.tracking.jsonl import FILE
 from inril_ray.types import InrilError
 
-MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
-POOLED = 10
-"""Measurements of the conflict rate that share an interval: one has but a few pairs."""
 UNPROVEN = "The two intervals overlap, so this run alone does not settle whether the policy changed."
 
 
@@ -101,6 +97,7 @@ def write_run_report(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     title = f"Run {run.name}: {run.known('task') or 'unknown task'}"
+    pairs = number(at(run.config, "config", "interleave", "relation_pairs"))
     document = page(
         title,
         tag("h1", title),
@@ -108,9 +105,9 @@ def write_run_report(run_dir: Path) -> Path:
         *(tag("p", sentence, class_="missing") for sentence in run.missing),
         _facts(run),
         _notices(run),
-        _pictures(run_dir / "media"),
+        pictures(run_dir / "media"),
         _results(run),
-        _gradients(run),
+        section("Reinforcement against imitation", gradient_charts(run.records, run.source, pairs, run.env_steps)),
         _cost(run),
         section("Details", _evaluation_table(run), _glossary(run), _config(run)),
     )
@@ -301,109 +298,6 @@ def _results(run: RunRecord) -> Html:
     return section(measure.word.capitalize(), tag("div", line_chart(evaluation), line_chart(train), class_="charts"))
 
 
-def _opposition(run: RunRecord) -> tuple[Chart, Chart]:
-    """Return the charts of rho and of the conflict rate: single measurements, and averages with their bands."""
-    records, x_max = run.records, run.env_steps
-    ema = points(records, "rho_ema")
-    name, shown = ("rho_ema", "moving average") if ema else ("rho", "ρ")
-    single = Series(label="each measurement", points=points(records, "rho"), look="thin")
-    average = Series(
-        label=shown, points=ema or single.points, band=error_band(records, name), look="bold", marked=False
-    )
-    rho = Chart(
-        title="Opposition of the two gradients, ρ",
-        y_label="ρ (no unit; above 0 they oppose)",
-        series=[single, average] if ema else [average],
-        x_max=x_max,
-        reference=(0.0, ""),
-        note=f"−cos(g_IL, g_RL), corrected for noise; {RHO_READING}",
-    )
-    rates, pairs = points(records, "conflict_rate"), number(at(run.config, "config", "interleave", "relation_pairs"))
-    conflict = Chart(
-        title="Conflict rate",
-        y_label="Opposing minibatch pairs (%)",
-        series=[
-            Series(label="each measurement", points=[(x, 100 * v) for x, v in rates], look="thin"),
-            pooled_rate(rates, pairs),
-        ],
-        y_range=(0.0, 100.0),
-        x_max=x_max,
-        reference=(50.0, "chance"),
-        note="Share of minibatch pairs whose gradients oppose each other; above 50 % with the whole band (95 %, "
-        "Wilson), they conflict more often than gradients that have nothing to do with each other",
-    )
-    return rho, conflict
-
-
-def error_band(records: list[dict[str, Any]], name: str) -> list[tuple[float, float, float]]:
-    """Return (steps, low, high) two standard errors around rho, within its range, where they were recorded."""
-    found = []
-    for record in records:
-        x, value, error = (number(record.get(key)) for key in ("env_steps", name, f"{name}_se"))
-        if x is not None and value is not None and error is not None:
-            found.append((x, max(-1.0, value - 2 * error), min(1.0, value + 2 * error)))
-    return found
-
-
-def pooled_rate(rates: Points, pairs: float | None) -> Series:
-    """Return the conflict rate over the last measurements, in per cent, with its interval.
-
-    Args:
-        rates: (steps, share of the pairs of a measurement).
-        pairs: of each measurement; None where it is not known: then there is no band.
-    """
-    windows = [rates[max(0, i + 1 - POOLED) : i + 1] for i in range(len(rates))]
-    means = [(w[-1][0], min(max(sum(v for _, v in w) / len(w), 0.0), 1.0), len(w)) for w in windows]
-    ends = [(x, wilson(mean, n * pairs)) for x, mean, n in means] if pairs and pairs >= 1 else []
-    return Series(
-        label=f"last {POOLED} together",
-        points=[(x, 100 * mean) for x, mean, _ in means],
-        band=[(x, 100 * rate.low, 100 * rate.high) for x, rate in ends],
-        look="bold",
-        marked=False,
-    )
-
-
-def _gradients(run: RunRecord) -> Html:
-    records, x_max = run.records, run.env_steps
-    rho, conflict = _opposition(run)
-    probe = Chart(
-        title="Imitation loss on held-out demonstrations",
-        y_label="Loss (no unit)",
-        series=[
-            Series(label="fine-tuned steps", points=points(records, "il_probe_loss")),
-            Series(label="all steps", points=points(records, "il_probe_loss_all"), color="s2", look="dashed"),
-        ],
-        x_max=x_max,
-        rug=imitation_steps(records),
-        rug_label="imitation iteration",
-        note=f"{run.source}; at the end of each iteration",
-    )
-    norms = Chart(
-        title="Gradient norms",
-        y_label="Root mean square norm (log scale)",
-        series=[
-            Series(label="reinforcement", points=points(records, "grad_norm_rl")),
-            Series(label="imitation", points=points(records, "grad_norm_il"), color="s2", look="dashed"),
-        ],
-        x_max=x_max,
-        log=True,
-        note="No unit; of the policy's parameters",
-    )
-    figures = [line_chart(chart) for chart in (rho, conflict, probe, norms)]
-    return section("Reinforcement against imitation", tag("div", *figures, class_="charts"))
-
-
-def imitation_steps(records: list[dict[str, Any]]) -> list[float]:
-    """Return the environment steps at the end of each iteration that made imitation steps."""
-    found, before = [], 0.0
-    for steps, updates in points(records, "il_updates"):
-        if updates > before:
-            found.append(steps)
-        before = updates
-    return found
-
-
 def _cost(run: RunRecord) -> Html:
     phases = mapping(run.summary.get("seconds_by_phase"))
     if not phases:
@@ -428,44 +322,6 @@ def _cost(run: RunRecord) -> Html:
     left = tag("div", time, tag("h3", "Peak resident memory"), held)
     right = tag("div", tag("h3", "Machine"), facts(where), tag("h3", "Versions"), facts(versions.items()))
     return section("Cost and provenance", tag("div", left, right, class_="columns"))
-
-
-def _pictures(folder: Path) -> Html:
-    if not folder.is_dir():
-        return join()
-    record, _ = read_tree(folder / "media.json")
-    figures = []
-    for name in ("before", "after"):
-        found = next((p for end in MEDIA_TYPES if (p := folder / f"{name}{end}").is_file() and inside(p, folder)), None)
-        if found is not None:
-            caption = tag("figcaption", f"{name.capitalize()} fine-tuning: {_text(record.get(name))}")
-            still = folder / f"{name}.png"
-            poster = still if found != still and still.is_file() and inside(still, folder) else None
-            figures.append(tag("figure", caption, embedded(found, f"Evaluation episode {name} fine-tuning", poster)))
-    about = record.get("note") or record.get("error") or ("" if figures else "There are no pictures of this run.")
-    if figures and record.get("episode") is not None and not record.get("note"):
-        about = f"Evaluation episode {record['episode']}."
-    caution = " One chosen episode illustrates; the intervals above are the result." if figures else ""
-    shown = tag("div", *figures, class_="charts")
-    return section("One episode before and after", shown, tag("p", about, caution, class_="note"))
-
-
-def inside(path: Path, folder: Path) -> bool:
-    """Tell whether a file is where it seems to be: a link in somebody's run could show a file of the reader's own."""
-    return path.resolve().is_relative_to(folder.parent.resolve())
-
-
-def embedded(path: Path, label: str, poster: Path | None = None) -> Html:
-    """Return a picture or a video with its bytes inside, and with those of the picture to show until it is played."""
-    if MEDIA_TYPES[path.suffix].startswith("video"):
-        shown = None if poster is None else _data(poster)
-        controls = {"controls": True, "loop": True, "muted": True, "playsinline": True}
-        return tag("video", **controls, aria_label=label, poster=shown, src=_data(path))
-    return tag("img", src=_data(path), alt=label)
-
-
-def _data(path: Path) -> str:
-    return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _evaluation_table(run: RunRecord) -> Html:

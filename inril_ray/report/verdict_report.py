@@ -8,9 +8,9 @@ from typing import Any
 
 from inril_ray.report.arms import Arm, arm_series, hundred, origin, read_arms, spread
 from inril_ray.report.charts import Chart, Group, dot_chart, line_chart
+from inril_ray.report.gradients import RHO_READING
 from inril_ray.report.page import Html, details, facts, number_table, page, section, tag, write_page
 from inril_ray.report.records import (
-    RHO_READING,
     at,
     count,
     interval,

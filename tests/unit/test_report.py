@@ -21,9 +21,9 @@ from inril_ray.report.charts import (
     nice_ticks,
     tick_text,
 )
+from inril_ray.report.gradients import error_band, imitation_steps, pooled_rate
 from inril_ray.report.page import Html, tag
 from inril_ray.report.records import count, interval, number, points
-from inril_ray.report.run_report import error_band, imitation_steps, pooled_rate
 from inril_ray.statistics import rate
 from inril_ray.types import InrilError
 from tests.fuzzing import cases, edits, spoil
