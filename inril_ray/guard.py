@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from scipy import optimize, stats
 
 from inril_ray.config import config
+from inril_ray.statistics import spread_is_rounding, unseen_share
 
 AUDIT_LOG = "guard.jsonl"
 """Every decision of the guard in a run, in its directory."""
@@ -63,7 +64,8 @@ class Bounds:
 def bounds(outcomes: Sequence[float], level: float) -> Bounds:
     """Return one-sided bounds of the mean, each missed with a probability of at most ``level``.
 
-    Exact for successes and failures (Clopper and Pearson, Biometrika 1934), Student's t for other outcomes.
+    Exact for successes and failures (Clopper and Pearson, Biometrika 1934), Student's t for other outcomes; equal ones
+    show no spread, see :func:`inril_ray.statistics.mean_estimate`.
 
     Args:
         outcomes: of the episodes.
@@ -78,6 +80,9 @@ def bounds(outcomes: Sequence[float], level: float) -> Bounds:
         return Bounds(low=low, high=high)
     if n < 2:
         return Bounds(low=-math.inf, high=math.inf)
+    if spread_is_rounding(values):
+        reach = unseen_share(n, level)
+        return Bounds(low=float(values.mean()) - reach, high=float(values.mean()) + reach)
     reach = float(stats.t.ppf(1.0 - level, n - 1) * values.std(ddof=1) / math.sqrt(n))
     return Bounds(low=float(values.mean()) - reach, high=float(values.mean()) + reach)
 

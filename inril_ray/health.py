@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from inril_ray.statistics import rate
 from inril_ray.types import EnvSpec
 
 LITTLE_MEMORY = 2**30
@@ -19,6 +20,9 @@ SLOW_ACTING_S = 60.0
 """Seconds of one rollout in the policy from which a GPU for the workers is recommended, where simulators take less."""
 REWARD_PATIENCE = 3
 """Iterations in which episodes ended, all without a reward, after which it is said."""
+RARE = 0.1
+"""Success rate below which reinforcement hardly sees a reward. Advice needs as many failures as tell that it is below:
+35 episodes, of which none succeeded, by Wilson's interval."""
 
 
 def machine(run_dir: Path) -> list[str]:
@@ -124,7 +128,8 @@ def cloning(outcome: Mapping[str, float]) -> list[str]:
 
 def base_policy(outcome: Mapping[str, Any], spec: EnvSpec) -> list[str]:
     """Look whether the cloned policy ever succeeds: with a reward for success only, nothing else can be reinforced."""
-    if spec.score_range is not None or outcome.get("success_rate_reached", outcome["success_rate"]) > 0.0:
+    reached = outcome.get("success_rate_reached", outcome.get("success_rate", 0.0))
+    if spec.score_range is not None or reached > 0.0 or not _tell(outcome["eval_episodes"]):
         return []
     return [
         f"The cloned policy reached success in none of {outcome['eval_episodes']:.0f} episodes: reinforcement will "
@@ -133,13 +138,18 @@ def base_policy(outcome: Mapping[str, Any], spec: EnvSpec) -> list[str]:
     ]
 
 
+def _tell(episodes: float) -> bool:
+    """Return whether so many failures, without a success, show that success is rare."""
+    return episodes >= 1 and rate(0, round(episodes)).high <= RARE
+
+
 class FirstIterations:
     """Looks at what the first iterations say; each finding is told once."""
 
-    _SAVED = ("_rewarded", "_told", "_seen", "_ended")
+    _SAVED = ("_rewarded", "_told", "_seen", "_ended", "_episodes")
 
     def __init__(self) -> None:
-        self._rewarded, self._told, self._seen, self._ended = False, False, 0, 0
+        self._rewarded, self._told, self._seen, self._ended, self._episodes = False, False, 0, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen."""
@@ -148,13 +158,14 @@ class FirstIterations:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         for name in self._SAVED:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, 0.0) if name == "_episodes" else state[name])
 
     def observe(self, metrics: Mapping[str, float]) -> list[str]:
         """Take in the metrics of an iteration."""
         found = []
         self._seen += 1
         self._ended += metrics.get("train_episodes", 0.0) > 0.0
+        self._episodes += metrics.get("train_episodes", 0.0)
         self._rewarded |= any(metrics.get(name, 0.0) != 0.0 for name in ("train_return", "train_success_rate"))
         if self._seen == 1 and metrics.get("obs_out_of_range", 0.0) > OUT_OF_RANGE:
             found.append(
@@ -167,10 +178,11 @@ class FirstIterations:
                 f"Workers spent {acting_s:.0f} s of the first rollout in the policy and {simulation_s:.0f} s in the "
                 "simulator. On a GPU they act faster: where there is one, compute.worker_gpu gives each a share of it."
             )
-        if self._ended == REWARD_PATIENCE and not (self._rewarded or self._told):
+        enough = self._ended >= REWARD_PATIENCE and _tell(self._episodes)
+        if enough and not (self._rewarded or self._told):
             self._told = True
             found.append(
-                f"No reward has been seen in {REWARD_PATIENCE} iterations, so reinforcement learns nothing: clone "
+                f"No reward has been seen in {self._episodes:.0f} episodes, so reinforcement learns nothing: clone "
                 "longer, explore more, or collect longer rollouts (rollout.num_envs, rollout.num_decisions)."
             )
         return found

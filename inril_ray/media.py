@@ -80,6 +80,7 @@ def write_before_and_after(
 ) -> str:
     """Write ``media/before.mp4``, ``after.mp4`` and ``media.json`` into a run directory; return a sentence.
 
+    Beside each video lies its last frame as PNG, which reports show until it is played: how the episode ended.
     Where there can be no pictures, ``media.json`` says why, those of a former end are removed, and the run goes on.
     """
     folder = run_dir / "media"
@@ -89,6 +90,7 @@ def write_before_and_after(
         for name, weights in (("before", read_base()), ("after", final)):
             frames, record[name] = film(config, weights, episode)
             write_video(folder / f"{name}.mp4", frames, fps=config_fps(config))
+            write_picture(folder / f"{name}.png", frames[-1])
         record["note"] = (
             f"Evaluation episode {episode}: {record['before']} before, {record['after']} after fine-tuning."
         )
@@ -96,7 +98,8 @@ def write_before_and_after(
         reason = str(error).strip().splitlines() or [type(error).__name__]
         record = {"error": f"No pictures: {reason[0]}"}
         for name in ("before", "after"):
-            (folder / f"{name}.mp4").unlink(missing_ok=True)
+            for end in ("mp4", "png"):
+                (folder / f"{name}.{end}").unlink(missing_ok=True)
     replace_text(folder / "media.json", json.dumps(record))
     return str(record.get("note") or record["error"])
 
@@ -104,6 +107,18 @@ def write_before_and_after(
 def config_fps(config: ExperimentConfig) -> float:
     """Return the frame rate at which every second control step plays in real time."""
     return task_spec(config).control_hz / 2
+
+
+def write_picture(path: Path, frame: np.ndarray) -> None:
+    """Write a frame [height, width, 3] as PNG, a file that appears when it is complete."""
+    import imageio.v2 as imageio
+
+    partial = path.with_name(f".{path.stem}.partial.png")
+    try:
+        imageio.imwrite(partial, frame)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: float) -> None:

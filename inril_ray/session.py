@@ -235,7 +235,7 @@ class Session:
             self.check(self._first.observe(metrics))
             if started + 2 == self.iteration < last:  # the first one also paid for what is done once
                 left = (time.perf_counter() - start) * (last - self.iteration)
-                self.say(f"About {_duration(left)} to go for {last - self.iteration} iterations, without evaluations.")
+                self.say(f"About {duration(left)} to go for {last - self.iteration} iterations, without evaluations.")
             warnings = [] if self.config.guard.action == "none" else self.guard.warnings(metrics)
             for text in warnings:
                 self._audit("early warning", f"{text} It is evaluated.")
@@ -454,7 +454,8 @@ def _text(outcome: Mapping[str, Any]) -> str:
     return f"{score_text(outcome)}, {outcome['eval_episodes']:.0f} episodes"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words: ``80 s``, ``12 min``, ``3.4 h``."""
     if seconds < 90.0:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400.0 else f"{seconds / 3600:.1f} h"

@@ -6,8 +6,9 @@ Knows no Ray: :mod:`inril_ray.tune` runs what is planned here, and tells how eac
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,22 +21,24 @@ from inril_ray.experiment import ExperimentConfig, load_config, resolved, shippe
 from inril_ray.run_dir import read_json
 from inril_ray.statistics import (
     Measure,
-    mean_estimate,
     measure_of,
     one_measure,
     other_rates,
     probability_of_improvement,
     rates_text,
+    runs_estimate,
     score_text,
 )
 from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.types import FloatArray, InrilError
-from inril_ray.verdict import judge
+from inril_ray.verdict import judge, outcomes_of
 
 CONTROL = "rl_only"
 """Schedule of the setting that all others are held against."""
 CLONING_KEYS = ("task", "demos", "policy", "seed", "env", "actor", "pretrain")
 """Sections of a configuration that decide what a cloned policy is."""
+MAX_NAMED = 6
+"""Settings that the sentence on the winner names."""
 PBT_KEYS = (
     "rl.actor_lr", "rl.critic_lr", "rl.clip_ratio", "rl.discount", "rl.gae_lambda",
     "interleave.every", "interleave.il_lr", "interleave.il_steps", "interleave.bc_weight",
@@ -271,6 +274,8 @@ def base_key(sweep: SweepConfig, setting: Setting) -> str:
 def gather(sweep: SweepConfig, outcomes: Sequence[Outcome], directory: Path) -> dict[str, Any]:
     """Return what came of every setting: scores by seed, intervals, how gradients related, cost, failures.
 
+    Settings, and the trials of each, stand in the order of the plan, whichever ended first.
+
     Args:
         sweep: its plan.
         outcomes: of all trials.
@@ -280,6 +285,8 @@ def gather(sweep: SweepConfig, outcomes: Sequence[Outcome], directory: Path) -> 
         InrilError: no trial finished; gives the errors.
     """
     rows: dict[str, dict[str, Any]] = {}
+    scores: dict[str, list[FloatArray]] = {}
+    outcomes = sorted(outcomes, key=_planned(sweep))
     for outcome in outcomes:
         row = rows.setdefault(
             outcome.setting.key,
@@ -292,24 +299,24 @@ def gather(sweep: SweepConfig, outcomes: Sequence[Outcome], directory: Path) -> 
             },
         )
         row["trials"].append(_trial(outcome, directory))
+        if outcome.summary:
+            scores.setdefault(outcome.setting.key, []).append(outcomes_of(outcome.summary))
     finished = [o.summary for o in outcomes if o.summary]
     if not finished:
         errors = {o.error for o in outcomes if o.error}
         raise InrilError("No trial finished. " + " ".join(sorted(errors)))
     control = next((row for row in rows.values() if row["schedule"] == CONTROL), None)
     measure = one_measure(s["final"] for s in finished)
-    for row in rows.values():
-        scores = np.array([t["score"] for t in row["trials"] if t["state"] == "finished"])
-        row["finished"] = len(scores)
-        if len(scores):
-            row["mean"] = _mean(scores, measure)
-            row["other_rates"] = other_rates(
-                [o.summary["final"] for o in outcomes if o.summary and o.setting.key == row["key"]]
-            )
-        if control is not None and row is not control and len(scores) > 1:
-            other = np.array([t["score"] for t in control["trials"] if t["state"] == "finished"])
-            if len(other) > 1:
-                row["beats_control"] = vars(probability_of_improvement(scores, other))
+    for key, row in rows.items():
+        runs = scores.get(key, [])
+        row["finished"] = len(runs)
+        if runs:
+            row["mean"] = vars(runs_estimate(runs, measure))
+            finals = [o.summary["final"] for o in outcomes if o.summary and o.setting.key == key]
+            row["other_rates"] = other_rates(finals)
+        if control is not None and row is not control and runs and control["key"] in scores:
+            each = [np.array([run.mean() for run in some]) for some in (runs, scores[control["key"]])]
+            row["beats_control"] = vars(probability_of_improvement(*each))
     return {
         "name": sweep.name,
         "task": finished[0]["task"],
@@ -319,7 +326,7 @@ def gather(sweep: SweepConfig, outcomes: Sequence[Outcome], directory: Path) -> 
         "base": {k: v for k, v in finished[0]["base"].items() if k != "outcomes"},
         "settings": list(rows.values()),
         "control": control["key"] if control else None,
-        "winner": _winner(list(rows.values())),
+        **_choice(list(rows.values()), measure),
         "failed": [
             {"label": o.setting.label, "seed": o.seed, "error": o.error} for o in outcomes if o.state == "failed"
         ],
@@ -327,13 +334,14 @@ def gather(sweep: SweepConfig, outcomes: Sequence[Outcome], directory: Path) -> 
     }
 
 
-def _mean(scores: FloatArray, measure: Measure) -> dict[str, float]:
-    """Return a mean and its interval; one score has none, and that of a rate ends at 0 and 1."""
-    estimate = mean_estimate(scores)
-    if len(scores) < 2:
-        return {"value": estimate.value}
-    low, high = (0.0, 1.0) if measure.rule else (-math.inf, math.inf)
-    return {"value": estimate.value, "low": max(estimate.low, low), "high": min(estimate.high, high)}
+def _planned(sweep: SweepConfig) -> Callable[[Outcome], tuple[int, str, int]]:
+    """Return what sorts outcomes as the plan has them; settings that were drawn on the way, by their values."""
+    place = {setting.key: i for i, setting in enumerate(settings_of(sweep))}
+    return lambda o: (
+        place.get(o.setting.key, len(place)),
+        json.dumps(o.setting.overrides, sort_keys=True, default=str),
+        o.seed,
+    )
 
 
 def _trial(outcome: Outcome, directory: Path) -> dict[str, Any]:
@@ -361,51 +369,85 @@ def _trial(outcome: Outcome, directory: Path) -> dict[str, Any]:
             "seconds": sum(summary["seconds_by_phase"].values()),
             "peak_memory_bytes": summary["peak_memory_bytes"]["sum"],
         }
-    scores = [(r["env_steps"], r["score"]) for r in records if "score" in r]
-    if scores:
-        trial |= {"env_steps": scores[-1][0], "score": scores[-1][1]}
+    evaluations = [r for r in records if "score" in r]
+    if evaluations:
+        trial |= {name: evaluations[-1].get(name) for name in ("iteration", "env_steps", "score")}
     return trial
 
 
-def _winner(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the setting of the best mean, of those with the most finished seeds: a mean of fewer is luckier."""
-    most = max(row["finished"] for row in rows)
-    return max((row for row in rows if row["finished"] == most), key=lambda row: row["mean"]["value"])["key"]
+def _choice(rows: Sequence[Mapping[str, Any]], measure: Measure) -> dict[str, Any]:
+    """Return the setting of the best mean, and whether it won.
+
+    Of the settings with the most finished seeds, whose means are the least lucky, the best one is chosen; of equal
+    means the first one of the plan, so that a sweep that goes on confirms the setting that it would have. It has won if
+    the interval of every other setting, whatever its seeds, is below its own.
+    """
+    scored = [row for row in rows if row["finished"]]
+    most = max(row["finished"] for row in scored)
+    chosen = max((row for row in scored if row["finished"] == most), key=_mean_of)
+    others = [row for row in scored if row is not chosen]
+    tied = [row for row in others if row["mean"]["high"] >= chosen["mean"]["low"]]
+    mean, one_seed = _said_mean(chosen["mean"], measure.unit), most < 2
+    if not others:
+        text = f"No other setting finished than {chosen['label']}, {mean}."
+    elif tied:
+        named = [row["label"] for row in tied[:MAX_NAMED]] + ["…"] * (len(tied) > MAX_NAMED)
+        equal = sum(_mean_of(row) == _mean_of(chosen) for row in others)
+        same = f", which {equal} others reach, too" if equal else ""
+        text = (
+            f"No winner: the best mean is that of {chosen['label']}, {mean}{same}, but the intervals of {len(tied)} of "
+            f"{len(others)} others are not below its own ({'; '.join(named)})."
+        )
+    elif one_seed:
+        text = f"No winner: the best is {chosen['label']}, {mean}, but at one seed, which says nothing of others."
+    else:
+        text = f"Winner: {chosen['label']}, {mean}; the interval of every other setting is below its own."
+    won = bool(others) and not tied and not one_seed
+    return {
+        "chosen": chosen["key"],
+        "winner": chosen["key"] if won else None,
+        "tied": [row["key"] for row in tied],
+        "sentence": f"At the {most} seeds of the search: {text}" if most > 1 else f"At one seed: {text}",
+    }
+
+
+def _mean_of(row: Mapping[str, Any]) -> float:
+    return round(row["mean"]["value"], 9) if "mean" in row else -math.inf
 
 
 def confirmation(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return how the winner, and RL only beside it, did at the fresh seeds.
+    """Return how the chosen setting, and RL only beside it, did at the fresh seeds.
 
     Args:
         result: of :func:`gather`.
         outcomes: of the trials at ``seeds.confirm``.
     """
-    scores: dict[str, dict[int, float]] = {}
-    for outcome in outcomes:
+    scores: dict[str, dict[int, FloatArray]] = {}
+    for outcome in sorted(outcomes, key=lambda o: o.seed):
         if outcome.summary:
-            scores.setdefault(outcome.setting.key, {})[outcome.seed] = outcome.summary["final"]["score"]
-    winner, control = result["winner"], result["control"]
-    by_seed = {key: {str(seed): score for seed, score in found.items()} for key, found in scores.items()}
+            scores.setdefault(outcome.setting.key, {})[outcome.seed] = outcomes_of(outcome.summary)
+    chosen, control, measure = result["chosen"], result["control"], measure_of(result["base"])
+    by_seed = {key: {str(seed): float(run.mean()) for seed, run in found.items()} for key, found in scores.items()}
     found: dict[str, Any] = {
         "scores": by_seed,
         "runs": {f"{o.setting.key}-{o.seed}": o.run_dir.name for o in outcomes},
         "failed": [{"label": o.setting.label, "seed": o.seed, "error": o.error} for o in outcomes if o.error],
     }
-    if winner in scores:
-        found["mean"] = _mean(np.array(list(scores[winner].values())), measure_of(result["base"]))
-    paired = sorted(set(scores.get(winner, {})) & set(scores.get(control, {})))
-    if control != winner and len(paired) > 1:
+    if chosen in scores:
+        found["mean"] = vars(runs_estimate(list(scores[chosen].values()), measure))
+    paired = sorted(set(scores.get(chosen, {})) & set(scores.get(control, {})))
+    if control != chosen and len(paired) > 1:
         labels = {row["key"]: row["label"] for row in result["settings"]}
-        arms = [np.array([scores[key][seed] for seed in paired]) for key in (winner, control)]
-        found["against_control"] = judge(arms[0], arms[1], labels[winner], labels[control], measure_of(result["base"]))
+        arms = [[scores[key][seed] for seed in paired] for key in (chosen, control)]
+        found["against_control"] = judge(arms[0], arms[1], labels[chosen], labels[control], measure)
     return found
 
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return what the command prints: all settings, the winner, and how it held up."""
+    """Return what the command prints: all settings, whether one won, and how the chosen one held up."""
     measure = measure_of(result["base"])
     unit = measure.unit
-    ranked = sorted(result["settings"], key=lambda row: -row.get("mean", {"value": -math.inf})["value"])
+    ranked = sorted(result["settings"], key=_mean_of, reverse=True)
     width = max(len(row["label"]) for row in ranked)
     lines = [f"Base policy: {score_text(result['base'])}. {measure.definition}".rstrip()]
     for row in ranked:
@@ -413,19 +455,20 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
         if "mean" in row:
             line += _said_mean(row["mean"], unit)
             line += f" ({rates_text(row['other_rates'])})" if row.get("other_rates") else ""
-        states = [t["state"] for t in row["trials"]]
-        line += f"  {row['finished']} of {len(states)} seeds finished"
+        last = [t for t in row["trials"] if t["state"] != "finished" and "score" in t]
+        line += f"  {row['finished']} of {len(row['trials'])} seeds finished"
+        if last:
+            reached = (f"{100 * t['score']:.1f}{unit} at iteration {t['iteration']:.0f}" for t in last)
+            line += f" (the others: {', '.join(reached)})"
         if "beats_control" in row:
             line += f", beats RL only with probability {row['beats_control']['value']:.2f}"
         lines.append(line)
-    labels = {row["key"]: row["label"] for row in result["settings"]}
-    means = {row["key"]: row.get("mean", {}).get("value") for row in result["settings"]}
-    winner = result["winner"]
-    lines.append(f"Winner at the seeds of the search: {labels[winner]}, {100 * means[winner]:.1f}{unit}.")
+    lines.append(result["sentence"])
     confirmed = result.get("confirmation")
     if confirmed and "mean" in confirmed:
-        count = len(confirmed["scores"][winner])
-        lines.append(f"The same at {count} fresh seeds: {_said_mean(confirmed['mean'], unit)}.")
+        count, labels = len(confirmed["scores"][result["chosen"]]), {r["key"]: r["label"] for r in result["settings"]}
+        mean = _said_mean(confirmed["mean"], unit)
+        lines.append(f"{labels[result['chosen']]} at {count} fresh seeds: {mean}.")
     if confirmed and "against_control" in confirmed:
         lines.append(confirmed["against_control"]["sentence"])
     failures = [*result["failed"], *(confirmed or {}).get("failed", ())]
@@ -434,5 +477,4 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _said_mean(mean: Mapping[str, float], unit: str) -> str:
-    ends = f" [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}]" if "low" in mean else ""
-    return f"{100 * mean['value']:.1f}{unit}{ends}"
+    return f"{100 * mean['value']:.1f}{unit} [{100 * mean['low']:.1f}, {100 * mean['high']:.1f}]"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,23 @@ import numpy as np
 
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos
 from inril_ray.run_dir import claimed, continues, finished, provenance, write_json
+from inril_ray.session import duration
 from inril_ray.statistics import (
     Estimate,
     Measure,
-    mean_estimate,
+    Z,
+    detectable_difference,
+    difference_of_episodes,
     measure_of,
     one_measure,
     other_rates,
+    paired_difference,
+    pairs_needed,
     probability_of_improvement,
     rates_text,
     stratified_bootstrap,
 )
-from inril_ray.types import InrilError
+from inril_ray.types import FloatArray, InrilError
 
 CONTROL = "rl_only"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -33,7 +39,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 """Arm to its label and what it changes in the configuration."""
 DEFAULT_ARMS = ("rl_only", "inril")
 MIN_SEEDS = 3
-MAX_MORE_SEEDS = 200
+STATED = 0.05
+"""Difference for which it is told how many seeds would find it: 5 percentage points, or points of a score."""
 
 RunOne = Callable[[ExperimentConfig, Path, bool], dict[str, Any]]
 """(config, run directory, resume) -> summary."""
@@ -98,17 +105,23 @@ def verdict(
         base_dir = _base_policy(layers, config, directory, run_one, say)
         summaries: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         paths: dict[str, list[str]] = {arm: [] for arm in arms}
-        for seed in seeds:
-            for arm in arms:
-                label, changes = ARMS[arm]
-                say(f"--- {label}, seed {seed}")
-                own = {"seed": seed, "pretrained": str(base_dir), "video": False, **changes}
-                arm_config = load_config([*layers, own])
-                path = directory / f"{arm}_seed{seed}"
-                summaries[arm].append(
-                    finished(path, arm_config) or run_one(arm_config, path, continues(arm_config, path))
-                )
-                paths[arm].append(path.name)
+        seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+        plan = [(seed, arm) for seed in seeds for arm in arms]
+        for i, (seed, arm) in enumerate(plan):
+            label, changes = ARMS[arm]
+            say(f"--- run {i + 1} of {len(plan)}: {label}, seed {seed}{_left((a for _, a in plan[i:]), seconds)}")
+            own = {"seed": seed, "pretrained": str(base_dir), "video": False, **changes}
+            arm_config = load_config([*layers, own])
+            path = directory / f"{arm}_seed{seed}"
+            start, summary = time.monotonic(), finished(path, arm_config)
+            whole = False
+            if summary is None:
+                resume = continues(arm_config, path)
+                whole, summary = not resume, run_one(arm_config, path, resume)
+            # What was run before, or in part, took as long as its phases.
+            seconds[arm].append(time.monotonic() - start if whole else sum(summary["seconds_by_phase"].values()))
+            summaries[arm].append(summary)
+            paths[arm].append(path.name)
         result = compare(summaries, paths, seeds)
         demos = load_demos(config).info
         result |= {
@@ -121,6 +134,15 @@ def verdict(
         return result
 
 
+def _left(arms: Iterable[str], seconds: Mapping[str, Sequence[float]]) -> str:
+    """Return how long runs of these arms will take, by the mean of the runs of each that ended, or of all."""
+    ended = [s for own in seconds.values() for s in own]
+    if not ended:
+        return ""
+    left = sum(float(np.mean(seconds[arm] or ended)) for arm in arms)
+    return f"; about {duration(left)} to go"
+
+
 def _base_policy(
     layers: Sequence[Mapping[str, Any]], config: ExperimentConfig, directory: Path, run_one: RunOne, say: Any
 ) -> Path:
@@ -131,7 +153,7 @@ def _base_policy(
     only = {"num_iterations": 1, "video": False, "evaluation": {"final_episodes": 1}}
     base_config = load_config([*layers, only])
     if finished(path, base_config) is None:
-        say("--- cloning the policy that every run starts from")
+        say("--- cloning the policy that every run starts from; it is evaluated with each of them, here by one episode")
         run_one(base_config, path, continues(base_config, path))
     return path.resolve()
 
@@ -155,29 +177,29 @@ def compare(
     iterations = {s["iterations"] for runs in summaries.values() for s in runs}
     if len(iterations) != 1:
         raise InrilError(f"The runs differ in iterations ({sorted(iterations)}); they can't be compared.")
+    base = summaries[CONTROL][0]["base"]
     measure = one_measure(s["final"] for runs in summaries.values() for s in runs)
-    scores = {arm: np.array([s["final"]["score"] for s in runs]) for arm, runs in summaries.items()}
+    outcomes = {arm: [outcomes_of(s) for s in runs] for arm, runs in summaries.items()}
     arms = {}
     for arm, runs in summaries.items():
         counters = [s["counters"] for s in runs]
         arms[arm] = {
             "label": ARMS[arm][0],
             "overrides": ARMS[arm][1],
-            "scores": scores[arm].tolist(),
+            "scores": [s["final"]["score"] for s in runs],
             "env_steps": [s["env_steps"] for s in runs],
             "rl_updates": [c["rl_updates"] for c in counters],
             "il_updates": [c["il_updates"] for c in counters],
             "seconds": [sum(s["seconds_by_phase"].values()) for s in runs],
-            "iqm": vars(stratified_bootstrap([scores[arm]])),
+            "iqm": vars(stratified_bootstrap([outcomes[arm]], measure)),
             "other_rates": other_rates([s["final"] for s in runs]),
             "runs": paths[arm],
         }
-    base = summaries[CONTROL][0]["base"]
     comparisons = {}
     for arm in summaries:
         if arm != CONTROL:
             labels = ARMS[arm][0], ARMS[CONTROL][0]
-            comparisons[arm] = judge(scores[arm], scores[CONTROL], *labels, measure)
+            comparisons[arm] = judge(outcomes[arm], outcomes[CONTROL], *labels, measure)
     return {
         "seeds": list(seeds),
         "iterations": iterations.pop(),
@@ -188,68 +210,101 @@ def compare(
     }
 
 
-def judge(treatment: np.ndarray, control: np.ndarray, name: str, control_name: str, measure: Measure) -> dict[str, Any]:
-    """Return difference, probability of improvement and the sentence.
+def outcomes_of(summary: Mapping[str, Any]) -> FloatArray:
+    """Return [k] scores of the episodes that a finished run's last evaluation ran.
 
-    Two intervals of the paired difference must agree that it is not zero before a side is taken: the bootstrap's, which
-    is reported, and Student's t. With few seeds the bootstrap alone is far too narrow (three seeds of one sign would
-    decide, which happens by chance in one case of four).
+    Raises:
+        InrilError: an older program wrote the summary, which kept the mean only.
+    """
+    outcomes = summary["final"].get("outcomes")
+    if not outcomes:
+        raise InrilError(
+            "A finished run here holds no outcomes by episode, which comparisons need (final.outcomes in its "
+            "summary.json); another release wrote it. Choose another --out."
+        )
+    return np.asarray(outcomes, np.float64)
+
+
+def judge(
+    treatment: Sequence[FloatArray], control: Sequence[FloatArray], name: str, control_name: str, measure: Measure
+) -> dict[str, Any]:
+    """Return difference, probability of improvement, what the design could have found, and the sentence.
+
+    Two intervals of the paired difference must agree that it is not zero before a side is taken: the bootstrap's and
+    Student's t; the sentence shows the wider one. With few seeds the bootstrap alone is far too narrow (three seeds of
+    one sign would decide, which happens by chance in one case of four).
 
     Args:
-        treatment: [S] final scores by seed.
-        control: [S] at the same seeds.
+        treatment: for each seed, [k] final scores of its episodes.
+        control: likewise, at the same seeds.
         name: of the treatment, for the sentence.
         control_name: of the control.
         measure: what the scores are.
     """
-    difference = stratified_bootstrap([treatment], paired=[control])
-    improvement = probability_of_improvement(treatment, control)
-    t = mean_estimate(treatment - control)
+    bootstrap = stratified_bootstrap([treatment], measure, paired=[control])
+    t = paired_difference(treatment, control, measure)
+    means = [np.array([run.mean() for run in runs]) for runs in (treatment, control)]
     outcome = "can't tell yet"
-    if min(difference.low, t.low) > 0:
+    if min(bootstrap.low, t.low) > 0:
         outcome = "helps"
-    elif max(difference.high, t.high) < 0:
+    elif max(bootstrap.high, t.high) < 0:
         outcome = "hurts"
-    more = more_seeds(treatment - control) if outcome == "can't tell yet" else None
+    found = power(treatment, control, measure)
+    wider = "bootstrap" if bootstrap.high - bootstrap.low > t.high - t.low else "Student's t"
+    words = _difference_text(bootstrap if wider == "bootstrap" else t, wider, len(treatment), measure)
     return {
         "against": CONTROL,
-        "difference": vars(difference),
-        "t_interval": {"low": t.low, "high": t.high},
-        "probability_of_improvement": vars(improvement),
+        "difference": vars(bootstrap),
+        "t_interval": vars(t),
+        "wider": wider,
+        "probability_of_improvement": vars(probability_of_improvement(*means)),
         "verdict": outcome,
-        "sentence": _sentence(outcome, difference, name, control_name, len(treatment), more, measure),
-        "more_seeds": more,
+        "sentence": _sentence(outcome, words, name, control_name, found, len(treatment[0]), measure),
+        "power": found,
     }
 
 
-def more_seeds(differences: np.ndarray) -> int | None:
-    """Return how many more paired seeds would show the observed mean difference with 80 % power at the 5 % level.
+def power(treatment: Sequence[FloatArray], control: Sequence[FloatArray], measure: Measure) -> dict[str, Any]:
+    """Return what this design could have found, and what it would take to find ``STATED``.
 
-    None where the observed difference is too small for any affordable number. Source: the normal approximation of the
-    paired t-test, n = ((1.96 + 0.84) s / d)^2.
+    Both are of the paired t-test, see :func:`inril_ray.statistics.detectable_difference`, at the spread of the
+    differences between seeds that was seen, or that of the episodes alone where that is larger.
+
+    Args:
+        treatment: for each seed, [k] final scores of its episodes.
+        control: likewise, at the same seeds.
+        measure: what the scores are.
+
+    Returns:
+        ``detectable``: difference that would be found in four of five such studies; ``stated``; ``seeds``: that would
+        find the stated one as often.
     """
-    mean, deviation = float(np.mean(differences)), float(np.std(differences, ddof=1))
-    if mean == 0.0:
-        return None
-    needed = math.ceil(((1.96 + 0.84) * deviation / mean) ** 2)
-    more = max(1, needed - len(differences))
-    return more if more <= MAX_MORE_SEEDS else None
+    differences = np.array([x.mean() - y.mean() for x, y in zip(treatment, control, strict=True)])
+    alone = difference_of_episodes(treatment, control, measure)
+    of_episodes = (alone.high - alone.low) / (2 * Z) * math.sqrt(len(differences))
+    deviation = max(float(differences.std(ddof=1)), of_episodes)
+    detectable = detectable_difference(deviation, len(differences))
+    return {"detectable": detectable, "stated": STATED, "seeds": pairs_needed(deviation, STATED)}
+
+
+def _difference_text(difference: Estimate, kind: str, num_seeds: int, measure: Measure) -> str:
+    # Adding 0 makes a rounded -0.0 positive.
+    points, low, high = (round(100 * x, 1) + 0.0 for x in (difference.value, difference.low, difference.high))
+    return f"{points:+.1f} {measure.points} [{low:+.1f}, {high:+.1f}] (95 %, {kind}) over {num_seeds} paired seeds"
 
 
 def _sentence(
-    outcome: str, difference: Estimate, name: str, control: str, num_seeds: int, more: int | None, measure: Measure
+    outcome: str, difference: str, name: str, control: str, found: Mapping[str, Any], episodes: int, measure: Measure
 ) -> str:
-    # Adding 0 makes a rounded -0.0 positive.
-    points, low, high = (round(100 * x, 1) + 0.0 for x in (difference.value, difference.low, difference.high))
-    interval = f"{points:+.1f} {measure.points} [{low:+.1f}, {high:+.1f}] over {num_seeds} paired seeds"
     if outcome in ("helps", "hurts"):
-        return f"{name} {outcome}: its {measure.name} differs from {control}'s by {interval}."
-    if more is None:
-        return (
-            f"Can't tell yet: {name} differs from {control} by {interval}; so small a difference would need more than "
-            f"{MAX_MORE_SEEDS} further seeds."
-        )
-    return f"Can't tell yet: {name} differs from {control} by {interval}; about {more} more paired seeds would tell."
+        return f"{name} {outcome}: its {measure.name} differs from {control}'s by {difference}."
+    text = (
+        f"Can't tell yet: {name} differs from {control} by {difference}. With {episodes} episodes a run, such a study "
+        f"finds a true difference of {100 * found['detectable']:.1f} {measure.points} in four cases of five"
+    )
+    if found["detectable"] > found["stated"]:
+        text += f"; {100 * found['stated']:.0f} would take about {found['seeds']} seeds"
+    return f"{text}."
 
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
@@ -266,7 +321,16 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
         )
     lines += [measure.definition] if measure.rule else []
     for comparison in result["comparisons"].values():
-        p = comparison["probability_of_improvement"]
+        p, t, bootstrap = (comparison[k] for k in ("probability_of_improvement", "t_interval", "difference"))
         lines.append(f"probability of improvement {p['value']:.2f} [{p['low']:.2f}, {p['high']:.2f}]")
+        lines.append(
+            f"difference: of means {_said(t)} by Student's t, of interquartile means {_said(bootstrap)} by bootstrap; "
+            "the wider interval counts"
+        )
         lines.append(comparison["sentence"])
     return lines
+
+
+def _said(difference: Mapping[str, float]) -> str:
+    value, low, high = (round(100 * difference[k], 1) + 0.0 for k in ("value", "low", "high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -1,6 +1,7 @@
 """Reports: one self-contained HTML file of a run, of a verdict or of a sweep.
 
-``page.py`` makes escaped HTML, ``charts.py`` makes SVG, ``records.py`` reads what runs leave behind;
+``page.py`` makes escaped HTML, ``charts.py`` makes SVG (``gradients.py`` those of the gradients), ``pictures.py`` shows
+videos, ``records.py`` reads what runs leave behind;
 ``run_report.py``, ``verdict_report.py`` and ``sweep_report.py`` say what goes where. Nothing is fetched when a report
 is opened.
 """

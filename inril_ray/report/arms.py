@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from inril_ray.report.charts import Series
 from inril_ray.report.records import Points, at, count, number, points, read_records
+from inril_ray.statistics import mean_estimate
 
 Curve = dict[float, tuple[float, float]]
 """Iteration to (environment steps, value)."""
@@ -65,8 +68,17 @@ def _inside(directory: Path, place: Path) -> bool:
         return False
 
 
-def arm_series(arms: Sequence[Arm], metric: str, scale: float = 1.0) -> list[Series]:
-    """Return the runs of every arm as thin lines below their means as bold ones."""
+def arm_series(
+    arms: Sequence[Arm], metric: str, scale: float = 1.0, limits: tuple[float, float] | None = None
+) -> list[Series]:
+    """Return the runs of every arm as thin lines below their means as bold ones.
+
+    Args:
+        arms: in the order of the legend.
+        metric: that is drawn.
+        scale: that it is multiplied by.
+        limits: ends of its range; where they are given, means have the band of their 95 % interval over runs.
+    """
     runs, means = [], []
     for i, arm in enumerate(arms):
         curves = arm.curves(metric, scale)
@@ -82,16 +94,36 @@ def arm_series(arms: Sequence[Arm], metric: str, scale: float = 1.0) -> list[Ser
             for curve in curves
         )
         look = "bold dashed" if i == 0 else "bold"
-        mean = Series(label=f"{arm.label}, mean", points=mean_curve(curves), color=arm.color, look=look, marked=False)
-        means.append(mean)
+        means.append(
+            Series(
+                label=f"{arm.label}, mean",
+                points=mean_curve(curves),
+                band=mean_band(curves, limits) if limits else [],
+                color=arm.color,
+                look=look,
+                marked=False,
+            )
+        )
     return runs + means
 
 
 def mean_curve(curves: Sequence[Curve]) -> Points:
     """Return the mean of curves, of steps and of values, at the iterations that all of them have."""
+    return [(sum(steps) / len(steps), sum(values) / len(values)) for steps, values in _shared(curves)]
+
+
+def mean_band(curves: Sequence[Curve], limits: tuple[float, float]) -> list[tuple[float, float, float]]:
+    """Return (steps, low, high) of the interval of the mean of two curves or more by Student's t, within limits."""
+    if len(curves) < 2:
+        return []
+    found = [(sum(steps) / len(steps), mean_estimate(np.array(values))) for steps, values in _shared(curves)]
+    return [(x, max(limits[0], mean.low), min(limits[1], mean.high)) for x, mean in found]
+
+
+def _shared(curves: Sequence[Curve]) -> list[list[tuple[float, ...]]]:
+    """Return the steps and the values of all curves at each iteration that all of them have."""
     shared = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
-    groups = [list(zip(*(c[iteration] for c in curves), strict=True)) for iteration in shared]
-    return [(sum(steps) / len(steps), sum(values) / len(values)) for steps, values in groups]
+    return [list(zip(*(c[iteration] for c in curves), strict=True)) for iteration in shared]
 
 
 def hundred(value: Any) -> float | None:

@@ -37,6 +37,7 @@ figcaption .note { display: block; font-weight: 400; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 1.1rem; margin: .15rem 0; }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; }
 .scroll { overflow-x: auto; }
+.scroll:focus-visible { outline: 2px solid var(--s1); }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; }
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--grid); vertical-align: top;
   overflow-wrap: break-word; }
@@ -45,6 +46,8 @@ tbody th { font-weight: 400; color: var(--quiet); }
 .number td, .number thead th:not(:first-child) { text-align: right; padding-right: 0; padding-left: .75rem; }
 .number td { white-space: nowrap; }
 .number td.wrap { white-space: normal; }
+.number thead th:not(:first-child) { min-width: 5rem; }
+.number th:first-child { min-width: 7.5rem; position: sticky; left: 0; background: var(--paper); }
 .heat { width: auto; border-collapse: separate; border-spacing: 3px; }
 .heat th, .heat td { border: 0; padding: .45rem .8rem; }
 .heat td { text-align: center; background: color-mix(in srgb, var(--s1) var(--share, 0%), var(--panel)); }
@@ -114,13 +117,17 @@ def facts(rows: Iterable[tuple[str, object]]) -> Html:
 
 
 def number_table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> Html:
-    """Return a table whose first column names the rows and whose others hold right-aligned numbers."""
+    """Return a table whose first column names the rows and whose others hold right-aligned numbers.
+
+    Where the window is narrow it scrolls sideways, and the names stay where they are.
+    """
     body = []
     for name, *cells in rows:
         made = [tag("td", c, class_="wrap" if len(str(c)) > 18 else None) for c in cells]
         body.append(tag("tr", tag("th", name, scope="row"), *made))
     heads = tag("tr", *(tag("th", h, scope="col") for h in head))
-    return tag("div", tag("table", tag("thead", heads), tag("tbody", *body), class_="number"), class_="scroll")
+    table = tag("table", tag("thead", heads), tag("tbody", *body), class_="number")
+    return tag("div", table, class_="scroll", tabindex=0)  # so that keys scroll it, too
 
 
 def details(title: str, *children: object) -> Html:

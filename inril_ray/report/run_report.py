@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from typing import Any
 from inril_ray.guard import AUDIT_LOG
 from inril_ray.metrics import METRICS
 from inril_ray.report.charts import Chart, Series, line_chart
+from inril_ray.report.gradients import gradient_charts
 from inril_ray.report.page import Html, details, facts, join, number_table, page, section, tag, write_page
+from inril_ray.report.pictures import pictures
 from inril_ray.report.records import (
     at,
     count,
@@ -30,7 +31,6 @@ from inril_ray.statistics import RULES, Measure, measure_of
 from inril_ray.tracking.jsonl import FILE
 from inril_ray.types import InrilError
 
-MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
 UNPROVEN = "The two intervals overlap, so this run alone does not settle whether the policy changed."
 
 
@@ -97,6 +97,7 @@ def write_run_report(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     title = f"Run {run.name}: {run.known('task') or 'unknown task'}"
+    pairs = number(at(run.config, "config", "interleave", "relation_pairs"))
     document = page(
         title,
         tag("h1", title),
@@ -104,9 +105,9 @@ def write_run_report(run_dir: Path) -> Path:
         *(tag("p", sentence, class_="missing") for sentence in run.missing),
         _facts(run),
         _notices(run),
-        _pictures(run_dir / "media"),
+        pictures(run_dir / "media"),
         _results(run),
-        _gradients(run),
+        section("Reinforcement against imitation", gradient_charts(run.records, run.source, pairs, run.env_steps)),
         _cost(run),
         section("Details", _evaluation_table(run), _glossary(run), _config(run)),
     )
@@ -162,10 +163,10 @@ def _headline(run: RunRecord) -> Html:
     latest = run.evaluations[-1] if run.evaluations else base
     so_far = ["Base policy: ", _result(base), "."]
     if number(latest.get("env_steps")):
+        reached = max((i for _, i in points(run.records, "iteration")), default=None)
         so_far += [
-            " The latest evaluation, after ",
-            count(latest["env_steps"]),
-            " environment steps: ",
+            f" The latest evaluation, at iteration {count(latest.get('iteration'))} ({count(latest['env_steps'])} "
+            f"environment steps; the run is at iteration {count(reached)}): ",
             _result(latest),
             ".",
         ]
@@ -304,62 +305,6 @@ def _results(run: RunRecord) -> Html:
     return section(measure.word.capitalize(), tag("div", line_chart(evaluation), line_chart(train), class_="charts"))
 
 
-def _gradients(run: RunRecord) -> Html:
-    records, x_max = run.records, run.env_steps
-    rho = Chart(
-        title="Opposition of the two gradients, ρ",
-        y_label="ρ (no unit; above 0 they oppose)",
-        series=[Series(label="ρ", points=points(records, "rho"))],
-        x_max=x_max,
-        reference=(0.0, ""),
-        note="−cos(g_IL, g_RL) of the expected gradients, corrected for noise",
-    )
-    conflict = Chart(
-        title="Conflict rate",
-        y_label="Opposing minibatch pairs (%)",
-        series=[Series(label="conflict rate", points=points(records, "conflict_rate", 100.0))],
-        y_range=(0.0, 100.0),
-        x_max=x_max,
-        reference=(50.0, "chance"),
-        note="Share of minibatch pairs whose gradients oppose each other",
-    )
-    probe = Chart(
-        title="Imitation loss on held-out demonstrations",
-        y_label="Loss (no unit)",
-        series=[
-            Series(label="fine-tuned steps", points=points(records, "il_probe_loss")),
-            Series(label="all steps", points=points(records, "il_probe_loss_all"), color="s2", look="dashed"),
-        ],
-        x_max=x_max,
-        rug=imitation_steps(records),
-        rug_label="imitation iteration",
-        note=f"{run.source}; at the end of each iteration",
-    )
-    norms = Chart(
-        title="Gradient norms",
-        y_label="Root mean square norm (log scale)",
-        series=[
-            Series(label="reinforcement", points=points(records, "grad_norm_rl")),
-            Series(label="imitation", points=points(records, "grad_norm_il"), color="s2", look="dashed"),
-        ],
-        x_max=x_max,
-        log=True,
-        note="No unit; of the policy's parameters",
-    )
-    figures = [line_chart(chart) for chart in (rho, conflict, probe, norms)]
-    return section("Reinforcement against imitation", tag("div", *figures, class_="charts"))
-
-
-def imitation_steps(records: list[dict[str, Any]]) -> list[float]:
-    """Return the environment steps at the end of each iteration that made imitation steps."""
-    found, before = [], 0.0
-    for steps, updates in points(records, "il_updates"):
-        if updates > before:
-            found.append(steps)
-        before = updates
-    return found
-
-
 def _cost(run: RunRecord) -> Html:
     phases = mapping(run.summary.get("seconds_by_phase"))
     if not phases:
@@ -386,41 +331,12 @@ def _cost(run: RunRecord) -> Html:
     return section("Cost and provenance", tag("div", left, right, class_="columns"))
 
 
-def _pictures(folder: Path) -> Html:
-    if not folder.is_dir():
-        return join()
-    record, _ = read_tree(folder / "media.json")
-    figures = []
-    for name in ("before", "after"):
-        found = next((p for end in MEDIA_TYPES if (p := folder / f"{name}{end}").is_file() and inside(p, folder)), None)
-        if found is not None:
-            caption = tag("figcaption", f"{name.capitalize()} fine-tuning: {_text(record.get(name))}")
-            figures.append(tag("figure", caption, embedded(found, f"Evaluation episode {name} fine-tuning")))
-    about = record.get("note") or record.get("error") or ("" if figures else "There are no pictures of this run.")
-    if figures and record.get("episode") is not None and not record.get("note"):
-        about = f"Evaluation episode {record['episode']}."
-    caution = " One chosen episode illustrates; the intervals above are the result." if figures else ""
-    shown = tag("div", *figures, class_="charts")
-    return section("One episode before and after", shown, tag("p", about, caution, class_="note"))
-
-
-def inside(path: Path, folder: Path) -> bool:
-    """Tell whether a file is where it seems to be: a link in somebody's run could show a file of the reader's own."""
-    return path.resolve().is_relative_to(folder.parent.resolve())
-
-
-def embedded(path: Path, label: str) -> Html:
-    """Return a picture or a video with its bytes inside."""
-    kind = MEDIA_TYPES[path.suffix]
-    data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    if kind.startswith("video"):
-        return tag("video", controls=True, loop=True, muted=True, playsinline=True, aria_label=label, src=data)
-    return tag("img", src=data, alt=label)
-
-
 def _evaluation_table(run: RunRecord) -> Html:
-    head = ["Env steps", f"{run.measure.name.capitalize()}, 95 % interval", "Episodes"]
-    rows = [[count(r.get("env_steps")), result_text(r), count(r.get("eval_episodes"))] for r in run.evaluations]
+    head = ["Iteration", "Env steps", f"{run.measure.name.capitalize()}, 95 % interval", "Episodes"]
+    rows = [
+        [count(r.get("iteration")), count(r.get("env_steps")), result_text(r), count(r.get("eval_episodes"))]
+        for r in run.evaluations
+    ]
     for rule in (r for r in RULES if run.measure.rule not in (None, r)):
         head.append(f"Success {rule}")
         for row, record in zip(rows, run.evaluations, strict=True):

@@ -1,4 +1,4 @@
-"""The report of a sweep: the winner and how it held up, all settings side by side, how their runs went."""
+"""The report of a sweep: which setting won, if one did, and how it held up; all settings; how their runs went."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from inril_ray.types import InrilError
 
 MAX_CHARTS = 12
 """Settings whose curves are drawn, the best of them."""
+"""How the interval of a mean over seeds is made."""
 AXES = ("interleave.every", "separation")
 """Keys that a heat map is made of, if a sweep tries them."""
 
@@ -58,7 +59,7 @@ def write_sweep_report(sweep_dir: Path) -> Path:
             title,
             tag("h1", title),
             *_headlines(result, named, measure),
-            _conditions(result, settings, source),
+            _conditions(result, settings, source, measure),
             *(tag("p", sentence, class_="missing") for sentence in [*_failures(result), *missing]),
             _heat_map(settings, measure),
             _ranking(result, settings, measure),
@@ -70,19 +71,12 @@ def write_sweep_report(sweep_dir: Path) -> Path:
 
 
 def _headlines(result: dict[str, Any], named: Mapping[str, Any], measure: Measure) -> list[Html]:
-    key = str(result.get("winner"))
-    winner = mapping(named.get(key))
-    mean = mapping(winner.get("mean"))
-    found = [
-        tag(
-            "p",
-            f"{measure.name.capitalize()} is highest with ",
-            tag("strong", winner.get("label", key)),
-            f": {percent(mean.get('value'), measure.unit)} {interval(mean.get('low'), mean.get('high'))} over "
-            f"{winner.get('finished', 0)} seeds.",
-            class_="headline",
+    if "chosen" not in result:
+        raise InrilError(
+            "sweep.json is of another release; the same inril sweep command writes it anew, and runs nothing."
         )
-    ]
+    key = str(result["chosen"])
+    found = [tag("p", str(result.get("sentence")), class_="headline")]
     confirmed = mapping(result.get("confirmation"))
     again = mapping(confirmed.get("mean"))
     if again:
@@ -91,8 +85,9 @@ def _headlines(result: dict[str, Any], named: Mapping[str, Any], measure: Measur
         found.append(
             tag(
                 "p",
-                f"At {len(scores)} fresh seeds it reaches {percent(again.get('value'), measure.unit)} "
-                f"{interval(again.get('low'), again.get('high'))}. {sentence or ''}",
+                f"At {len(scores)} fresh seeds {mapping(named.get(key)).get('label', key)} reaches "
+                f"{percent(again.get('value'), measure.unit)} {interval(again.get('low'), again.get('high'))}. "
+                f"{sentence or ''}",
                 class_="headline",
             )
         )
@@ -102,7 +97,11 @@ def _headlines(result: dict[str, Any], named: Mapping[str, Any], measure: Measur
     return found
 
 
-def _conditions(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], source: str) -> Html:
+def _mean_by(measure: Measure) -> str:
+    return "Wilson's for the number of independent episodes that the runs are worth" if measure.rule else "Student's t"
+
+
+def _conditions(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], source: str, measure: Measure) -> Html:
     trials = [t for row in settings for t in row.get("trials", [])]
     states = {state: sum(t["state"] == state for t in trials) for state in ("finished", "stopped", "failed")}
     said = ", ".join(f"{n} {'stopped early' if s == 'stopped' else s}" for s, n in states.items() if n)
@@ -112,9 +111,9 @@ def _conditions(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], s
         "p",
         tag("span", source, class_="label"),
         f" {len(settings)} settings at the seeds {', '.join(map(str, seeds))}; {said}. Every trial starts from a "
-        f"cloned policy: {result_text(result.get('base'))}. {definition} Unless said otherwise, intervals are 95 % "
-        "Student-t intervals of the mean over seeds. Evaluation starts from initial states disjoint from those of "
-        "training.",
+        f"cloned policy: {result_text(result.get('base'))}. {definition} Intervals are of the mean over seeds (95 %, "
+        f"{_mean_by(measure)}), and never narrower than the episodes allow; that of a single seed knows nothing of "
+        "others. Evaluation starts from initial states disjoint from those of training.",
         class_="note",
     )
 
@@ -150,7 +149,9 @@ def _heat_map(settings: Sequence[Mapping[str, Any]], measure: Measure) -> Html |
     table = tag("table", tag("thead", head), tag("tbody", *body), class_="heat")
     note = f"{measure.axis}, mean over seeds and its interval. Stronger colour is higher: {low:.1f} to {high:.1f}."
     return section(
-        "Interleaving ratio and separation", tag("div", table, class_="scroll"), tag("p", note, class_="note")
+        "Interleaving ratio and separation",
+        tag("div", table, class_="scroll", tabindex=0),
+        tag("p", note, class_="note"),
     )
 
 
@@ -161,11 +162,12 @@ def _ranking(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], meas
         chance = "–" if not beats else f"{beats['value']:.2f} {interval(beats['low'], beats['high'], 1.0, 2)}"
         trials = row.get("trials", [])
         done = [t for t in trials if t["state"] == "finished"]
-        others = f" ({rates_text(row['other_rates'])})" if row.get("other_rates") else ""
+        others = "" if len(done) > 1 else ", one seed"
+        others += f" ({rates_text(row['other_rates'])})" if row.get("other_rates") else ""
         rows.append(
             [
                 str(row.get("label")),
-                tag("strong", percent(mean.get("value"), measure.unit)) if mean else "–",
+                tag("strong", percent(mean.get("value"), measure.unit)) if mean else _latest(trials, measure),
                 interval(mean.get("low"), mean.get("high")) + others if mean else "–",
                 chance,
                 f"{len(done)} of {len(trials)}",
@@ -195,9 +197,15 @@ def _ranking(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], meas
     )
     note = (
         "Beats RL only: the chance that a run of the setting scores higher than one of RL only, ties counting half, "
-        "with its bootstrap interval over seeds; with few seeds that interval is too narrow."
+        "with its 95 % score interval."
     )
     return section("All settings", chart, number_table(head, rows), tag("p", note, class_="note"))
+
+
+def _latest(trials: Sequence[Mapping[str, Any]], measure: Measure) -> str:
+    """Return what the trials of a setting reached that has no finished one, and when that was measured."""
+    last = [f"{percent(t['score'], measure.unit)} at iteration {t.get('iteration')}" for t in trials if "score" in t]
+    return f"stopped: {', '.join(last)}" if last else "–"
 
 
 def _relations(settings: Sequence[Mapping[str, Any]], control: Any) -> Html:

@@ -8,6 +8,7 @@ from typing import Any
 
 from inril_ray.report.arms import Arm, arm_series, hundred, origin, read_arms, spread
 from inril_ray.report.charts import Chart, Group, dot_chart, line_chart
+from inril_ray.report.gradients import RHO_READING
 from inril_ray.report.page import Html, details, facts, number_table, page, section, tag, write_page
 from inril_ray.report.records import (
     at,
@@ -74,8 +75,8 @@ def _conditions(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Htm
         f" {len(seeds)} paired seeds ({', '.join(map(str, seeds))}); every run starts from the same cloned policy, "
         f"makes {spread(_env_steps(arms))} environment steps and is evaluated on "
         f"{count(result.get('episodes_per_run'))} episodes. "
-        "Unless said otherwise, intervals are 95 % stratified bootstrap intervals over seeds. Evaluation starts from "
-        "initial states disjoint from those of training.",
+        "Unless said otherwise, intervals are 95 % stratified bootstrap intervals over seeds, and none is narrower "
+        "than the episodes of its runs allow. Evaluation starts from initial states disjoint from those of training.",
         class_="note",
     )
 
@@ -164,9 +165,10 @@ def _comparisons(result: dict[str, Any], arms: Sequence[Arm], measure: Measure) 
     def points_of(comparison: Any, key: str) -> str:
         return interval(at(comparison, key, "low"), at(comparison, key, "high"), sign="+")
 
-    def value(comparison: Any) -> str:
-        found = hundred(at(comparison, "difference", "value"))
-        return "not recorded" if found is None else f"{found:+.1f}".replace("-", "−")
+    def difference(comparison: Any, key: str) -> str:
+        found = hundred(at(comparison, key, "value"))
+        value = "not recorded" if found is None else f"{found:+.1f}".replace("-", "−")
+        return f"{value} {points_of(comparison, key)}"
 
     def improvement(comparison: Any) -> str:
         p = at(comparison, "probability_of_improvement") or {}
@@ -176,21 +178,34 @@ def _comparisons(result: dict[str, Any], arms: Sequence[Arm], measure: Measure) 
 
     rows: list[list[Any]] = [
         ["Verdict", *(tag("strong", str(at(c, "verdict"))) for c in cells)],
-        [f"Difference of interquartile means ({measure.points})", *(value(c) for c in cells)],
-        ["… 95 % bootstrap interval over seeds", *(points_of(c, "difference") for c in cells)],
+        [
+            f"Mean paired difference ({measure.points}), 95 % interval by Student's t",
+            *(difference(c, "t_interval") for c in cells),
+        ],
+        [
+            f"Difference of interquartile means ({measure.points}), 95 % interval by bootstrap over seeds",
+            *(difference(c, "difference") for c in cells),
+        ],
+        ["Probability of improvement, 95 % score interval", *(improvement(c) for c in cells)],
     ]
-    if any(at(c, "t_interval") for c in cells):
-        rows.append(
-            ["95 % interval of the mean paired difference, Student's t", *(points_of(c, "t_interval") for c in cells)]
-        )
-    rows.append(["Probability of improvement, 95 % bootstrap interval", *(improvement(c) for c in cells)])
-    if any(at(c, "more_seeds") for c in cells):
-        rows.append(["Further paired seeds that would tell", *(count(at(c, "more_seeds")) for c in cells)])
+    if any(at(c, "power") for c in cells):
+        stated = next(number(at(c, "power", "stated")) or 0.0 for c in cells if at(c, "power"))
+        rows += [
+            [
+                f"True difference that such a study finds in four cases of five ({measure.points})",
+                *(percent(at(c, "power", "detectable"), "") for c in cells),
+            ],
+            [
+                f"Paired seeds that would find one of {100 * stated:.0f}",
+                *(count(at(c, "power", "seeds")) for c in cells),
+            ],
+        ]
     note = (
-        "Differences are taken seed by seed. The probability of improvement is the chance that a run of the arm beats "
-        "a "
-        "run of the control, ties counting half. With few seeds a bootstrap interval is too narrow; where Student's "
-        "interval is shown, both must exclude zero before a side is taken."
+        "Differences are taken seed by seed. Both intervals of the difference must exclude zero before a side is "
+        "taken; the sentence above shows the wider one, since with few seeds a bootstrap interval is too narrow. The "
+        "probability of improvement is the chance that a run of the arm beats a run of the control, ties counting "
+        "half. What a study finds is said of the paired t-test at the 5 % level, at the spread between seeds that was "
+        "seen."
     )
     return section("The comparison", number_table(head, rows), tag("p", note, class_="note"))
 
@@ -206,13 +221,15 @@ def _curves(arms: Sequence[Arm], source: str, measure: Measure) -> Html:
         x_max=steps,
         note=f"{source}; {note}",
     )
+    # The moving average, where every run has one: single measurements are noisy.
+    rho_name = "rho_ema" if all(arm.curves("rho_ema") for arm in arms) else "rho"
     rho = Chart(
         title="Opposition of the two gradients, ρ",
         y_label="ρ (no unit; above 0 they oppose)",
-        series=arm_series(arms, "rho"),
+        series=arm_series(arms, rho_name, limits=(-1.0, 1.0)),
         x_max=steps,
         reference=(0.0, ""),
-        note=f"−cos(g_IL, g_RL), corrected for noise; {note}",
+        note=f"−cos(g_IL, g_RL), corrected for noise; {RHO_READING}; {note}, with its Student-t interval",
     )
     return section("The runs", tag("div", line_chart(scores), line_chart(rho), class_="charts"))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 
@@ -44,6 +44,7 @@ from inril_ray.sweep import (
     trial_config,
 )
 from inril_ray.tracking.mlflow import parent_of
+from inril_ray.tune.deaths import death_text, survived
 from inril_ray.tune.estimate import connect, estimate_lines, estimated, placement
 from inril_ray.types import InrilError
 
@@ -173,42 +174,45 @@ def run_sweep(
         write_json(directory / "sweep.json", result)
         ended = {o.run_dir: o.state for o in outcomes if o.state != "finished"}
         if sweep.seeds.confirm:
-            keys = dict.fromkeys(k for k in (result["winner"], result["control"]) if k)
+            keys = dict.fromkeys(k for k in (result["chosen"], result["control"]) if k)
             chosen = [Setting(overrides=r["overrides"]) for k in keys for r in result["settings"] if r["key"] == k]
             say(f"--- confirming {' and '.join(s.label for s in chosen)} at fresh seeds")
             outcomes = _confirm(plan, chosen, example, say)
             result["confirmation"] = confirmation(result, outcomes)
             write_json(directory / "sweep.json", result)
-        _write_winner(result, directory, say)
+        _write_chosen(result, directory, say)
         if parent is not None:
             scores = {row["label"]: row["mean"]["value"] for row in result["settings"] if "mean" in row}
             parent.finish(
                 {_metric_name(label): value for label, value in scores.items()},
-                ("plan.json", "sweep.json", "winner"),
+                ("plan.json", "sweep.json", "chosen"),
                 ended,
             )
             about = {
                 "task": result["task"],
-                "setting": next(r["label"] for r in result["settings"] if r["key"] == result["winner"]),
+                "setting": next(r["label"] for r in result["settings"] if r["key"] == result["chosen"]),
             }
-            say(f"MLflow: {parent.register(f'inril-{sweep.name}', 'winner', about)}")
+            say(f"MLflow: {parent.register(f'inril-{sweep.name}', 'chosen', about)}")
         return result
 
 
-def _write_winner(result: Mapping[str, Any], directory: Path, say: Callable[[str], None]) -> None:
-    """Write the card of the winner's best run."""
-    row = next(r for r in result["settings"] if r["key"] == result["winner"])
+def _write_chosen(result: Mapping[str, Any], directory: Path, say: Callable[[str], None]) -> None:
+    """Write the card of the best run of the chosen setting."""
+    row = next(r for r in result["settings"] if r["key"] == result["chosen"])
     best = max((t for t in row["trials"] if t["state"] == "finished"), key=lambda t: t["score"])
     evaluations = {
-        "Setting": f"{row['label']}; the best of {row['finished']} seeds of it, of {len(result['settings'])} settings"
+        "Setting": f"{row['label']}; the best of {row['finished']} seeds of it, of {len(result['settings'])} settings",
+        "Search": result["sentence"],
     }
     confirmed = result.get("confirmation") or {}
     if "mean" in confirmed:
         count = len(confirmed["scores"][row["key"]])
-        mean = f"{100 * confirmed['mean']['value']:.1f}"
-        evaluations["Same setting, fresh seeds"] = f"{result['measure']} {mean} in the mean of {count} other runs"
-    card = write_card(directory / "winner", directory / best["run"], evaluations=evaluations)
-    say(f"Policy card of the winner: {card}")
+        mean, low, high = (f"{100 * confirmed['mean'][name]:.1f}" for name in ("value", "low", "high"))
+        evaluations["Same setting, fresh seeds"] = (
+            f"{result['measure']} {mean} [{low}, {high}] in the mean of {count} other runs"
+        )
+    card = write_card(directory / "chosen", directory / best["run"], evaluations=evaluations)
+    say(f"Policy card of {row['label']}: {card}")
 
 
 def _metric_name(label: str) -> str:
@@ -316,7 +320,8 @@ def _search(plan: Plan, settings: Sequence[Setting], example: ExperimentConfig, 
 def _confirm(plan: Plan, chosen: Sequence[Setting], example: ExperimentConfig, say: Callable[[str], None]) -> Any:
     points, seeds = [setting.overrides for setting in chosen], list(plan.sweep.seeds.confirm)
     space = {"point": tune.grid_search(list(range(len(points)))), "seed": tune.grid_search(seeds)}
-    return _fit(plan, "confirm", space, points, example, say)
+    # Tune's records know settings by their place in this list: another list must not find them.
+    return _fit(plan, f"confirm-{fingerprint({'points': points})[:8]}", space, points, example, say)
 
 
 def _fit(
@@ -333,6 +338,7 @@ def _fit(
 ) -> list[Outcome]:
     """Run trials, or go on with those that an interrupted sweep left; return the outcome of each."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # every run writes its own records
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # with tracebacks; `Progress` says why a trial failed
     made = tune.with_resources(
         tune.with_parameters(trial, plan=plan, points=list(points)), placement(example, plan.local)
     )
@@ -362,17 +368,14 @@ def _fit(
             ),
         )
     outcomes = []
-    for result in tuner.fit():
+    with survived():
+        results = tuner.fit()
+    for result in results:
         setting, seed = _setting_of(result.config or {}, plan, points)
         path = _run_dir(plan, setting, seed)
-        error = None if result.error is None else _last_line(result.error)
+        error = None if result.error is None else death_text(result.error)
         outcomes.append(Outcome(setting=setting, seed=seed, run_dir=path, error=error))
     return outcomes
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 class Progress(tune.Callback):
@@ -383,17 +386,34 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print what it reached."""
-        self._say(trials, trial, f"score {100 * (trial.last_result or {}).get('score', float('nan')):.1f}")
+        last = trial.last_result or {}
+        reached = (
+            f"score {100 * last['score']:.1f} at iteration {last['iteration']:.0f}" if "score" in last else "ended"
+        )
+        self._say(trials, trial, reached)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print that it failed."""
-        self._say(trials, trial, "failed")
+        self._say(trials, trial, f"failed. {_reason(trial)}")
 
-    def _say(self, trials: list[Any], trial: Any, what: str) -> None:
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Print that it failed and is tried again."""
+        failures, retries = trial.run_metadata.num_failures, self._plan.sweep.retries
+        self._say(trials, trial, f"tried again, {failures} of {retries} times. {_reason(trial)}", ended=False)
+
+    def _say(self, trials: list[Any], trial: Any, what: str, *, ended: bool = True) -> None:
         setting, seed = _setting_of(trial.config, self._plan, self._points)
-        # Tune marks this one as ended only afterwards.
-        done = sum(t.is_finished() or t.trial_id == trial.trial_id for t in trials)
+        # Tune marks one that ended as such only afterwards.
+        done = sum(t.is_finished() or (ended and t.trial_id == trial.trial_id) for t in trials)
         print(f"{done}/{len(trials)}  {setting.label}, seed {seed}: {what}", flush=True)
+
+
+def _reason(trial: Any) -> str:
+    """Return why a trial failed last, from the file that Tune has just written."""
+    try:
+        return death_text(cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()))
+    except (OSError, TypeError):  # Tune keeps no file of some errors
+        return ""
 
 
 def _scheduler(sweep: SweepConfig, example: ExperimentConfig) -> Any:

@@ -116,6 +116,36 @@ def test_reports_are_readable(browser: Browser, reports: dict[str, Path], kind: 
         page.close()
 
 
+SIDEWAYS = """
+() => [...document.querySelectorAll('.scroll')].filter(box => box.querySelector('.number')).map(box => {
+  box.scrollLeft = box.scrollWidth;
+  const name = box.querySelector('tbody th'), cells = box.querySelectorAll('tbody tr:first-child td');
+  const edges = [name, cells[cells.length - 1]].map(e => e.getBoundingClientRect());
+  return {wider: box.scrollWidth > box.clientWidth, focus: box.tabIndex, left: edges[0].left, width: edges[0].width,
+          right: edges[1].right, over: edges[1].left < edges[0].left + edges[0].width - 1};
+})
+"""
+"""Scrolls each table of numbers to its end, and measures where the name of its first row and its last cell then are."""
+
+
+@pytest.mark.parametrize("kind", ["sweep", "verdict"])
+def test_tables_scroll_on_narrow_windows_and_keep_their_names(
+    browser: Browser, reports: dict[str, Path], kind: str
+) -> None:
+    page = browser.new_page(viewport={"width": 380, "height": 900})
+    try:
+        page.goto(reports[kind].as_uri())
+        tables = page.evaluate(SIDEWAYS)
+        assert len(tables) == 2
+        for table in tables:
+            assert table["focus"] == 0, "keys scroll it"
+            assert 0 <= table["left"] < 20 and table["right"] <= 380, "the name is still there beside the last cell"
+            assert table["width"] >= 100 and not table["over"]
+        assert kind != "sweep" or all(table["wider"] for table in tables)
+    finally:
+        page.close()
+
+
 def test_the_measures_of_readability_find_what_is_not(browser: Browser, tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text(

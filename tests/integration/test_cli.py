@@ -72,6 +72,9 @@ def test_verdict_compares_paired_seeds(tiny_file: Path, tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert "interquartile mean" in printed
     assert "Can't tell yet" in printed  # neither arm of so tiny a run ever succeeds
+    assert "a true difference of" in printed, "that this study could have found"
+    assert "--- run 3 of 9: BC-Reg, seed 0; about " in printed
+    assert "Clone longer" not in printed, "from one episode"
     result = json.loads((out / "verdict.json").read_text())
     assert result["arms"]["rl_only"]["il_updates"] == [0, 0, 0]
     assert result["arms"]["inril"]["il_updates"] == [3, 3, 3]

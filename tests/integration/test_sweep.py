@@ -90,7 +90,7 @@ def times(directory: Path) -> dict[str, int]:
     return {str(p.relative_to(directory)): p.stat().st_mtime_ns for p in sorted(directory.glob("*/*/summary.json"))}
 
 
-def test_a_sweep_finds_a_winner_confirms_it_and_runs_nothing_twice(tmp_path: Path, demos: str) -> None:
+def test_a_sweep_chooses_a_setting_confirms_it_and_runs_nothing_twice(tmp_path: Path, demos: str) -> None:
     from mlflow.tracking import MlflowClient
 
     seeds = {"search": [0, 1], "confirm": [10, 11]}
@@ -99,13 +99,13 @@ def test_a_sweep_finds_a_winner_confirms_it_and_runs_nothing_twice(tmp_path: Pat
     out, said = tmp_path / "runs" / "sweep", []
     result = run_sweep(sweep, out, local=True, say=said.append)
     assert [row["finished"] for row in result["settings"]] == [2, 2]
-    assert sorted(result["confirmation"]["scores"][result["winner"]]) == ["10", "11"]
+    assert sorted(result["confirmation"]["scores"][result["chosen"]]) == ["10", "11"]
     assert result["demo_store"]["copies_per_node"] == 1
     assert result["control"] is not None
     assert "Estimate: 8 trials" in said[0]
     assert len(list((out / "bases").iterdir())) == 1, "all settings start from one cloned policy"
-    assert (out / "winner" / "policy.safetensors").is_file()
-    assert "Winner at the seeds of the search" in "\n".join(result_lines(result))
+    assert (out / "chosen" / "policy.safetensors").is_file()
+    assert "At the 2 seeds of the search: " in "\n".join(result_lines(result))
     assert write_sweep_report(out).is_file()
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
@@ -122,8 +122,10 @@ def test_a_sweep_finds_a_winner_confirms_it_and_runs_nothing_twice(tmp_path: Pat
     assert (tmp_path / "runs" / "mlartifacts").is_dir()
 
     before = times(out)
-    run_sweep(sweep, out, local=True)
+    again = run_sweep(sweep, out, local=True)
     assert times(out) == before
+    figures = ("estimate", "machine", "versions", "commit")
+    assert {k: v for k, v in again.items() if k not in figures} == {k: v for k, v in result.items() if k not in figures}
     with pytest.raises(InrilError, match="another sweep"):
         run_sweep(sweep_of(demos, space={"interleave.every": [1]}), out, local=True)
 
@@ -178,7 +180,7 @@ def test_a_tracking_server_holds_the_whole_sweep(tmp_path: Path, demos: str, tra
     parent = client.get_run((out / "mlflow_run_id").read_text())
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics.keys() == {"eval/score m 1", "eval/score RL only"}
-    assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {"plan.json", "sweep.json", "winner"}
+    assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {"plan.json", "sweep.json", "chosen"}
     nested = client.search_runs([experiment.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
     assert len(nested) == 3, "the cloned policy's and one for each setting"
     for path in (out / "trials").iterdir():
@@ -196,8 +198,8 @@ def test_a_tracking_server_holds_the_whole_sweep(tmp_path: Path, demos: str, tra
         assert Path(copy).read_bytes() == (path / "summary.json").read_bytes()
     (version,) = client.search_model_versions("name='inril-served'")
     assert version.run_id == parent.info.run_id
-    weights = client.download_artifacts(parent.info.run_id, "winner/policy.safetensors", str(tmp_path))
-    assert Path(weights).read_bytes() == (out / "winner" / "policy.safetensors").read_bytes()
+    weights = client.download_artifacts(parent.info.run_id, "chosen/policy.safetensors", str(tmp_path))
+    assert Path(weights).read_bytes() == (out / "chosen" / "policy.safetensors").read_bytes()
 
 
 @pytest.mark.drill
@@ -227,9 +229,41 @@ def test_a_trial_that_fails_is_retried_reported_and_left_out(tmp_path: Path, dem
     rows = {row["label"]: row for row in result["settings"]}
     assert rows["m = 1"]["finished"] == 2
     assert rows["device = cuda"]["finished"] == 0
-    assert result["winner"] == rows["m = 1"]["key"]
+    assert (result["chosen"], result["winner"]) == (rows["m = 1"]["key"], None)
     assert [f["label"] for f in result["failed"]] == ["device = cuda"] * 2
     assert "no GPU is available" in result["failed"][0]["error"]
+
+
+@pytest.mark.drill
+@pytest.mark.usefixtures("no_probe")
+def test_trials_that_the_memory_monitor_kills_are_retried_and_the_others_go_on(
+    tmp_path: Path, demos: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It kills the first setting's trial once and the second one's always: Ray then raises OutOfMemoryError."""
+    get, killed = ray.get, []
+
+    def killing(refs: Any, **options: Any) -> Any:
+        found = get(refs, **options)
+        for result in found if isinstance(found, list) else [found]:
+            point = result.get("config", {}).get("point") if isinstance(result, dict) else None
+            if point is not None and "score" in result and (point == 1 or (point == 0 and 0 not in killed)):
+                killed.append(point)
+                raise ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+        return found
+
+    monkeypatch.setattr(ray, "get", killing)
+    seeds = {"search": [0], "confirm": [10]}
+    sweep = sweep_of(demos, space={"interleave.every": [1, 2]}, arms=[RL_ONLY], seeds=seeds, retries=1)
+    result = run_sweep(sweep, tmp_path, local=True)
+    assert sorted(killed) == [0, 1, 1]
+    assert {row["label"]: row["finished"] for row in result["settings"]} == {"m = 1": 1, "m = 2": 0, "RL only": 1}
+    (failure,) = result["failed"]
+    assert (failure["label"], failure["seed"]) == ("m = 2", 0)
+    assert failure["error"].startswith("The trial's process was killed, since its node ran out of memory")
+    assert write_sweep_report(tmp_path).is_file()
+    printed = "".join(capfd.readouterr())
+    assert "m = 2, seed 0: tried again, 1 of 1 times. The trial's process was killed, since" in printed
+    assert not [line for line in printed.splitlines() if line.startswith("Traceback")]
 
 
 @pytest.mark.usefixtures("no_probe")

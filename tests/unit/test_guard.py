@@ -33,6 +33,12 @@ def test_bounds_of_returns_are_students() -> None:
     assert (found.low, found.high) == pytest.approx((t.low, t.high))
 
 
+def test_equal_returns_show_no_spread_but_not_that_there_is_none() -> None:
+    found = bounds([0.4] * 20, 0.025)
+    assert (found.low, found.high) == pytest.approx((0.4 - (1 - 0.025**0.05), 0.4 + (1 - 0.025**0.05)))
+    assert bounds([0.4, 0.4 + 1e-9], 0.025).high > 1.0
+
+
 def test_a_policy_that_never_gets_worse_is_hardly_ever_called_collapsed() -> None:
     rng = np.random.default_rng(0)
     config = GuardConfig(false_alarm=0.05, tolerance=0.0)

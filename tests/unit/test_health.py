@@ -92,16 +92,25 @@ def test_a_policy_that_never_succeeds(spec: EnvSpec) -> None:
     assert "none of 100 episodes" in found and "pretrain.num_epochs" in found
     assert health.base_policy({**never, "success_rate": 0.01}, spec) == []
     assert health.base_policy({**never, "success_rate_reached": 0.01}, spec) == [], "it was there, if only in passing"
+    few = {"success_rate": 0.0, "eval_episodes": 34.0}
+    assert health.base_policy(few, spec) == [], "34 failures don't show that success is rarer than one in ten"
+    assert len(health.base_policy({**few, "eval_episodes": 35.0}, spec)) == 1
     assert health.base_policy({}, replace(spec, score_range=(0.0, 1.0))) == [], "a task without success"
 
 
 def test_what_the_first_iterations_say() -> None:
     bad, good = health.FirstIterations(), health.FirstIterations()
-    poor = {"train_episodes": 4.0, "train_return": 0.0, "train_success_rate": 0.0, "obs_out_of_range": 0.4}
+    poor = {"train_episodes": 9.0, "train_return": 0.0, "train_success_rate": 0.0, "obs_out_of_range": 0.4}
     said = [bad.observe(poor) for _ in range(6)]
-    assert [len(found) for found in said] == [1, 0, 1, 0, 0, 0]
+    assert [len(found) for found in said] == [1, 0, 0, 1, 0, 0]
     assert "40 % of the observed values" in said[0][0]
-    assert "No reward has been seen in 3 iterations" in said[2][0]
+    assert "No reward has been seen in 36 episodes" in said[3][0]
+    many = health.FirstIterations()
+    assert [len(many.observe({**poor, "train_episodes": 50.0})) for _ in range(4)] == [1, 0, 1, 0], (
+        "3 iterations at least"
+    )
+    of_before = {k: v for k, v in many.state_dict().items() if k != "_episodes"}
+    health.FirstIterations().load_state_dict(of_before)  # of a checkpoint of 0.1
     assert good.observe({"obs_out_of_range": 0.01}) == []
     good.observe({"train_episodes": 1.0, "train_return": 0.1})
     assert all(good.observe(poor) == [] for _ in range(5)), "there was a reward once"

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from inril_ray.report import write_run_report, write_verdict_report
-from inril_ray.report.arms import mean_curve
+from inril_ray.report.arms import mean_band, mean_curve
 from inril_ray.report.charts import (
     Chart,
     Scale,
@@ -20,9 +21,10 @@ from inril_ray.report.charts import (
     nice_ticks,
     tick_text,
 )
+from inril_ray.report.gradients import error_band, imitation_steps, pooled_rate
 from inril_ray.report.page import Html, tag
 from inril_ray.report.records import count, interval, number, points
-from inril_ray.report.run_report import imitation_steps
+from inril_ray.statistics import rate
 from inril_ray.types import InrilError
 from tests.fuzzing import cases, edits, spoil
 
@@ -62,6 +64,9 @@ def records(last=6, steps=5000, base=BASE, middle=MIDDLE, train="train_success_r
             "env_steps": i * steps,
             train: 0.3 + 0.05 * i,
             "rho": 0.1 * (-1) ** i,
+            "rho_se": 0.2,
+            "rho_ema": 0.02 * i,
+            "rho_ema_se": 0.03,
             "conflict_rate": 0.4,
             "il_probe_loss": 0.5 / i,
             "il_probe_loss_all": 0.6 / i,
@@ -82,7 +87,7 @@ def records(last=6, steps=5000, base=BASE, middle=MIDDLE, train="train_success_r
 def write_run(folder, *, task="robomimic/lift", base=BASE, final=FINAL, finished=True, lines=None):
     folder.mkdir(parents=True, exist_ok=True)
     demos = {"source": "scripted", "source_file": "lift_scripted.hdf5", "content_hash": "e6526078dd3a66c9"}
-    interleave = {"every": 7, "il_steps": "matched"}
+    interleave = {"every": 7, "il_steps": "matched", "relation_pairs": 4}
     plain = {"task": task, "algorithm": "dppo", "schedule": "fixed", "separation": "upgrad", "seed": 3}
     about = {"versions": VERSIONS, "commit": "700753edbacb", "machine": {"system": "Linux", "cpus": 2, "gpu": None}}
     config = {"config": {**plain, "interleave": interleave}, "hash": "ecd2c5dd1cec", "demos": demos, **about}
@@ -132,11 +137,12 @@ def write_verdict(folder, seeds=(0, 1, 2), *, label="IN-RIL", runs=True):
     comparison = {
         "against": "rl_only",
         "difference": {"value": 0.233, "low": 0.2, "high": 0.25},
-        "t_interval": {"low": 0.161, "high": 0.305},
+        "t_interval": {"value": 0.233, "low": 0.161, "high": 0.305},
+        "wider": "Student's t",
         "probability_of_improvement": {"value": 1.0, "low": 0.91, "high": 1.0},
         "verdict": "helps",
         "sentence": "IN-RIL helps: its success rate differs from RL only's by +23.3 percentage points.",
-        "more_seeds": None,
+        "power": {"detectable": 0.112, "stated": 0.05, "seeds": 7},
     }
     result = {
         "task": "robomimic/lift",
@@ -296,7 +302,8 @@ def test_crashed_run_says_what_is_missing(tmp_path):
     page = read(write_run_report(tmp_path))
     assert "summary.json is missing. The run has not finished" in page.flat
     assert "Base policy: success 48.0 %" in page.flat
-    assert "after 30 000 environment steps: success 60.0 % [50.0, 70.0]" in page.flat
+    latest = "at iteration 6 (30 000 environment steps; the run is at iteration 6): success 60.0 % [50.0, 70.0]"
+    assert latest in flattened(page)
     assert "18.00" in page.flat  # seconds so far
     assert "scripted demonstrations" in page.flat
 
@@ -343,6 +350,9 @@ def test_pictures(tmp_path):
     page = read(write_run_report(tmp_path))
     assert (page.tags.count("video"), page.tags.count("img")) == (1, 1)
     assert "data:video/mp4;base64," + base64.b64encode(b"video").decode() in page.loads
+    assert "data:image/png;base64," + base64.b64encode(b"pngbefore").decode() in page.loads, "the poster"
+    (media / "before.png").unlink()
+    assert "poster" not in write_run_report(tmp_path).read_text()
     assert "Before fine-tuning: failure" in page.flat
     assert "After fine-tuning: success" in page.flat
     assert "Evaluation episode 4." in page.flat
@@ -387,6 +397,9 @@ def test_verdict_report_holds_the_numbers(tmp_path):
         "[+20.0, +25.0]",
         "[+16.1, +30.5]",
         "1.00 [0.91, 1.00]",
+        "True difference that such a study finds in four cases of five (percentage points) 11.2",
+        "Paired seeds that would find one of 5 7",
+        "Both intervals of the difference must exclude zero",
         "success 48.0 % [38.5, 57.7], 100 episodes (95 % Wilson interval; evaluated at the first seed)",
         "schedule = rl_only",
         "700753edbacb",
@@ -414,13 +427,24 @@ def test_verdict_report_of_a_task_without_success(tmp_path):
         "Interquartile mean of score 55.0 102.3",
         "Score, seed 0 55.0 108.0",
         "score 35.1 [30.2, 40.0] (return 1122), 3 episodes (95 % Student-t interval",
-        "Difference of interquartile means (points) +23.3",
+        "Difference of interquartile means (points), 95 % interval by bootstrap over seeds +23.3 [+20.0, +25.0]",
         "Score (0: random policy, 100: expert)",
         "120",  # the axis goes beyond 100
     ):
         assert expected in page.flat, expected
     assert "success" not in page.flat.lower()
     assert "RL only, mean: 3 values, first 35.1, last 60" in page.labels[1]
+
+
+def test_a_verdict_of_another_release_is_shown_with_what_it_holds(tmp_path):
+    write_verdict(tmp_path, runs=False)
+    result = json.loads((tmp_path / "verdict.json").read_text())
+    comparison = result["comparisons"]["inril"]
+    del comparison["power"], comparison["wider"], comparison["t_interval"]["value"]
+    (tmp_path / "verdict.json").write_text(json.dumps(result))
+    page = read(write_verdict_report(tmp_path))
+    assert "Student's t not recorded [+16.1, +30.5]" in page.flat
+    assert "four cases of five" not in page.flat
 
 
 def test_verdict_without_runs_and_with_hostile_text(tmp_path):
@@ -466,6 +490,52 @@ def test_a_verdict_names_no_runs_elsewhere(tmp_path):
     page = read(write_verdict_report(folder))
     assert "Run ../private is not in the curves: it lies elsewhere." in page.flat
     assert page.flat.count("it lies elsewhere") == 3
+
+
+def test_a_stale_evaluation_says_when_it_was_measured(tmp_path):
+    write_run(tmp_path, finished=False, lines=records(last=5))
+    page = flattened(read(write_run_report(tmp_path)))
+    assert "The latest evaluation, at iteration 3 (15 000 environment steps; the run is at iteration 5):" in page
+    assert "3 15 000 success 60.0 % [50.0, 70.0] 50" in page, "in the table of all evaluations, too"
+
+
+def test_rho_has_the_band_of_two_standard_errors_and_a_sentence_on_reading_it(tmp_path):
+    made = [{"env_steps": s, "rho": r, "rho_se": e} for s, r, e in ((10, 0.1, 0.2), (20, -0.9, 0.2), (30, 0.0, None))]
+    assert error_band(made, "rho") == [(10, pytest.approx(-0.3), 0.5), (20, -1.0, pytest.approx(-0.5))]
+    path = write_run_report(write_run(tmp_path))
+    page = read(path)
+    assert page.flat.count("above 0 with the whole band (95 %), imitation works against reinforcement") == 1
+    (figure,) = (f for f in path.read_text().split("<figure>") if "Opposition of the two gradients" in f)
+    assert figure.count("<polygon") == 1
+    assert "moving average: 6 values, first 0.02, last 0.12" in html.unescape(figure)
+
+
+def test_the_conflict_rate_is_pooled_and_has_wilsons_band(tmp_path):
+    rates = [(10.0 * i, v) for i, v in enumerate([0.0, 0.5, 1.0, *[0.75] * 9])]
+    drawn = pooled_rate(rates, 4.0)
+    assert drawn.points[:3] == [(0.0, 0.0), (10.0, 25.0), (20.0, 50.0)]
+    assert drawn.points[-1] == (110.0, pytest.approx(100 * (1.0 + 9 * 0.75) / 10)), "the last ten"
+    for (_, low, high), successes, trials in zip(drawn.band, (0, 2, 6), (4, 8, 12), strict=False):
+        assert (low, high) == pytest.approx((100 * rate(successes, trials).low, 100 * rate(successes, trials).high))
+    assert pooled_rate(rates, None).band == []
+    path = write_run_report(write_run(tmp_path))
+    (figure,) = (f for f in path.read_text().split("<figure>") if ">Conflict rate" in f)
+    assert figure.count("<polygon") == 1
+    assert "above 50 % with the whole band" in figure
+
+
+def test_means_over_runs_have_bands(tmp_path):
+    curves = [{1: (10, 0.1), 2: (20, 0.2)}, {1: (12, 0.3), 2: (20, 0.9)}]
+    (first, second) = mean_band(curves, (-1.0, 1.0))
+    assert first == (11, pytest.approx(-1.0), pytest.approx(1.0)), "t of one degree of freedom, within the limits"
+    assert second[0] == 20
+    assert mean_band(curves[:1], (-1.0, 1.0)) == []
+    narrow = mean_band([{1: (10, v)} for v in (0.1, 0.11, 0.12)], (-1.0, 1.0))
+    assert narrow == [(10, pytest.approx(0.11 - 0.02484, abs=1e-5), pytest.approx(0.11 + 0.02484, abs=1e-5))]
+    path = write_verdict_report(write_verdict(tmp_path))
+    (figure,) = (f for f in path.read_text().split("<figure>") if "Opposition of the two gradients" in f)
+    assert figure.count("<polygon") == 2
+    assert "imitation works against reinforcement" in figure
 
 
 def test_imitation_iterations_are_those_that_added_updates():

@@ -6,12 +6,21 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from inril_ray.statistics import (
+    BY_RULE,
+    SCORE,
+    detectable_difference,
+    difference_of_episodes,
+    episodes_estimate,
     interquartile_mean,
     mean_estimate,
+    paired_difference,
+    pairs_needed,
     probability_of_improvement,
     rate,
+    runs_estimate,
     score_text,
     stratified_bootstrap,
 )
@@ -34,9 +43,16 @@ def test_mean_estimate_is_students_t():
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((3.0, 3.0 - half, 3.0 + half))
 
 
-def test_mean_estimate_of_one_value_has_no_width():
-    estimate = mean_estimate(np.array([0.4], np.float32))
-    assert estimate.low == estimate.value == estimate.high == pytest.approx(0.4)
+@pytest.mark.parametrize("value", [0.0, 0.351, 1.1])
+def test_equal_scores_of_episodes_leave_open_what_was_not_seen(value):
+    """With 2.5 % probability, none of N episodes is of a kind that makes up 1 - 0.025^(1/N) of all."""
+    for n in (1, 2, 100):
+        estimate = mean_estimate(np.full(n, value, np.float32))
+        half = 1 - 0.025 ** (1 / n)
+        assert estimate.value == pytest.approx(value)
+        assert (estimate.low, estimate.high) == pytest.approx((value - half, value + half))
+    rounded = mean_estimate(np.array([value, value + 1e-8]))
+    assert rounded.high - rounded.low > 0.1, "a spread of rounding is none"
 
 
 def test_results_in_words():
@@ -66,34 +82,138 @@ def test_interquartile_mean_drops_a_quarter_at_each_end():
     assert interquartile_mean(np.array([2.0])) == 2.0
 
 
+def episodes(rate, number=200):
+    """Outcomes of the episodes of a run, in which a share succeeded."""
+    return (np.arange(number) < round(rate * number)).astype(float)
+
+
+def spread(mean, deviation, number=50):
+    """Scores of the episodes of a run, of a mean and a standard deviation."""
+    x = np.linspace(-1.0, 1.0, number)
+    return mean + deviation * x / x.std(ddof=1)
+
+
+def width(estimate):
+    return estimate.high - estimate.low
+
+
+EQUAL_RUNS = [
+    *(([episodes(p)] * n, BY_RULE["reached"]) for p in (0.0, 0.5, 0.995, 1.0) for n in (1, 2, 3)),
+    *(([np.full(8, v)] * n, SCORE) for v in (0.0, 0.35) for n in (1, 3)),
+    ([np.array([0.4])], SCORE),
+    ([np.array([0.0])], BY_RULE["reached"]),
+    ([spread(0.4, 0.1)] * 3, SCORE),
+]
+
+
+@pytest.mark.parametrize(("runs", "measure"), EQUAL_RUNS)
+def test_equal_runs_leave_open_what_their_episodes_do(runs, measure):
+    alone = episodes_estimate(runs, measure)
+    assert width(alone) > 0
+    found = [runs_estimate(runs, measure), stratified_bootstrap([runs], measure, num_samples=50)]
+    differences = [
+        difference_of_episodes(runs, runs, measure),
+        stratified_bootstrap([runs], measure, paired=[runs], num_samples=50),
+    ]
+    if len(runs) > 1:
+        differences.append(paired_difference(runs, runs, measure))
+    for estimate in found:
+        assert estimate.low <= estimate.value <= estimate.high
+        assert width(estimate) >= width(alone) - 1e-12
+    for estimate in differences:
+        assert estimate.value == 0
+        assert estimate.low < 0 < estimate.high
+        assert width(estimate) >= width(alone)
+    means = np.array([run.mean() for run in runs])
+    assert width(probability_of_improvement(means, means)) > 0
+
+
+def test_rates_of_runs_stay_between_0_and_1():
+    all_failed, all_succeeded, mixed = [episodes(0.0)] * 3, [episodes(1.0)] * 3, [episodes(p) for p in (0.0, 0.1, 0.9)]
+    for runs in (all_failed, all_succeeded, mixed):
+        rule = BY_RULE["reached"]
+        for estimate in (runs_estimate(runs, rule), stratified_bootstrap([runs], rule, num_samples=50)):
+            assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert runs_estimate(all_failed, BY_RULE["reached"]).low == 0
+    assert runs_estimate(all_succeeded, BY_RULE["reached"]).high == 1
+    best = paired_difference(all_succeeded, all_failed, BY_RULE["reached"])
+    assert (best.value, best.high) == (1.0, 1.0)
+    assert 0.95 < best.low < 1.0
+    assert paired_difference(mixed, all_failed, BY_RULE["reached"]).low >= -1
+
+
+def test_a_mean_over_runs_by_hand():
+    """Rates 0.4, 0.5, 0.6 of 200 episodes: the mean's squared error is 0.01/3, of which episodes explain 0.25/600."""
+    found = runs_estimate([episodes(p) for p in (0.4, 0.5, 0.6)], BY_RULE["reached"])
+    z, t = 1.959963984540054, 4.302652729911275
+    worth = 600 / ((0.01 / 3) / (0.25 / 600)) * (z / t) ** 2
+    half = z * math.sqrt(0.25 / worth + z * z / (4 * worth * worth)) / (1 + z * z / worth)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    one = runs_estimate([episodes(0.3)], BY_RULE["reached"])
+    assert (one.low, one.high) == (rate(60, 200).low, rate(60, 200).high), "of one run the episodes are all there is"
+    scores = runs_estimate([spread(m, 0.01) for m in (1.0, 2.0, 6.0)], SCORE)
+    assert (scores.low, scores.high) == pytest.approx((3 - t * math.sqrt(7 / 3), 3 + t * math.sqrt(7 / 3)))
+    alone = episodes_estimate([spread(m, 0.2) for m in (1.0, 2.0, 6.0)], SCORE)
+    assert width(alone) == pytest.approx(2 * 1.9762 * 0.2 / math.sqrt(150), rel=1e-4), "t of 147 degrees of freedom"
+
+
+def test_the_difference_of_rates_is_newcombes():
+    """Newcombe 1998, table II, comparison (a): 56/70 and 48/80, method 10: 0.0524 to 0.3339."""
+    found = difference_of_episodes([episodes(56 / 70, 70)], [episodes(48 / 80, 80)], BY_RULE["reached"])
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    none = difference_of_episodes([episodes(0.0, 10)], [episodes(0.0, 20)], BY_RULE["reached"])
+    assert (none.low, none.high) == pytest.approx((-0.1611, 0.2775), abs=5e-5), "comparison (g)"
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean"),
+    [
+        (lambda rng, n: np.full(n, 0.5), 0.5),
+        (lambda rng, n: np.full(n, 0.98), 0.98),
+        (lambda rng, n: rng.beta(12, 12, n), 0.5),
+        (lambda rng, n: rng.beta(31.5, 3.5, n), 0.9),
+    ],
+)
+@pytest.mark.parametrize("num_runs", [2, 3, 5])
+def test_intervals_of_means_over_runs_cover(draw, mean, num_runs):
+    rng, hits, trials = np.random.default_rng(num_runs), 0, 300
+    for _ in range(trials):
+        successes = rng.binomial(50, draw(rng, num_runs))
+        found = runs_estimate([episodes(s / 50, 50) for s in successes], BY_RULE["reached"])
+        hits += found.low <= mean <= found.high
+    assert hits >= 0.92 * trials
+
+
 def test_bootstrap_interval_covers_the_true_mean_at_its_rate():
     rng, hits = np.random.default_rng(0), 0
     for i in range(100):
-        estimate = stratified_bootstrap([rng.normal(1.0, 1.0, 30)], num_samples=300, seed=i)
+        runs = [spread(m, 0.1, 4) for m in rng.normal(1.0, 1.0, 30)]
+        estimate = stratified_bootstrap([runs], SCORE, num_samples=300, seed=i)
         assert estimate.low <= estimate.value <= estimate.high
         hits += estimate.low <= 1.0 <= estimate.high
     assert 84 <= hits <= 100
 
 
 def test_bootstrap_draws_within_each_task():
-    # With one seed in each task there is nothing to draw: an interval of no width. Pooled draws would have one.
-    estimate = stratified_bootstrap([np.array([0.0]), np.array([10.0])], num_samples=200)
-    assert (estimate.value, estimate.low, estimate.high) == (5.0, 5.0, 5.0)
+    # With one seed in each task there is nothing to draw: what the episodes leave open remains. Pooled draws add more.
+    tasks = [[spread(0.0, 0.1)], [spread(10.0, 0.1)]]
+    estimate = stratified_bootstrap(tasks, SCORE, num_samples=200)
+    alone = episodes_estimate([run for task in tasks for run in task], SCORE)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((5.0, alone.low, alone.high))
 
 
 def test_paired_bootstrap_draws_both_at_the_same_seeds():
-    control = np.array([0.0, 10.0, 20.0, 40.0])
-    estimate = stratified_bootstrap([control + 3.0], paired=[control], num_samples=500)
+    control = [spread(m, 1e-3) for m in (0.0, 10.0, 20.0, 40.0)]
+    better, worse = ([run + shift for run in control] for shift in (3.0, -3.0))
+    estimate = stratified_bootstrap([better], SCORE, paired=[control], num_samples=500)
     assert estimate.value == pytest.approx(3.0)
-    assert estimate.low == pytest.approx(3.0)
-    assert estimate.high == pytest.approx(3.0)
-    worse = stratified_bootstrap([control - 3.0], paired=[control], num_samples=500)
-    assert worse.high < 0
+    assert 2.99 < estimate.low < 3.0 < estimate.high < 3.01
+    assert stratified_bootstrap([worse], SCORE, paired=[control], num_samples=500).high < 0
 
 
 def test_bootstrap_is_reproducible():
-    scores = [np.arange(5.0), np.arange(7.0)]
-    first, again, other = (stratified_bootstrap(scores, seed=seed, num_samples=200) for seed in (1, 1, 2))
+    scores = [[spread(m, 0.1, 3) for m in range(5)], [spread(m, 0.1, 3) for m in range(7)]]
+    first, again, other = (stratified_bootstrap(scores, SCORE, seed=seed, num_samples=200) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -101,9 +221,50 @@ def test_bootstrap_is_reproducible():
 def test_probability_of_improvement_counts_pairs_and_half_of_ties():
     treatment, control = np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 5.0])
     # wins: 1 > 0; 2 > 0; 3 > 0, 3 > 2; ties: 2 = 2.
-    assert probability_of_improvement(treatment, control, num_samples=100).value == pytest.approx(4.5 / 9)
-    assert probability_of_improvement(control + 10, treatment, num_samples=100).value == 1.0
-    assert probability_of_improvement(treatment, control + 10, num_samples=100).value == 0.0
-    same = probability_of_improvement(control, control, num_samples=400)
+    assert probability_of_improvement(treatment, control).value == pytest.approx(4.5 / 9)
+    assert probability_of_improvement(control + 10, treatment).value == 1.0
+    assert probability_of_improvement(treatment, control + 10).value == 0.0
+    same = probability_of_improvement(control, control)
     assert same.value == 0.5
     assert same.low < 0.5 < same.high
+
+
+@pytest.mark.parametrize(("num_x", "num_y"), [(1, 1), (3, 3), (3, 5)])
+def test_the_interval_of_improvement_ends_where_the_found_one_is_two_standard_errors_away(num_x, num_y):
+    rng = np.random.default_rng(0)
+    for shift in (-9.0, 0.0, 1.0, 9.0):
+        found = probability_of_improvement(rng.normal(shift, 1, num_x), rng.normal(0, 1, num_y))
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        for end in {found.low, found.high} - {0.0, 1.0}:
+            others = (num_x + num_y) / 2 - 1
+            variance = end * (1 - end) * (1 + others * ((1 - end) / (2 - end) + end / (1 + end))) / (num_x * num_y)
+            assert abs(found.value - end) == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-4)
+        assert width(found) > 0.1
+
+
+def test_intervals_of_improvement_cover():
+    rng = np.random.default_rng(0)
+    for shift, true in ((0.0, 0.5), (1.0, 0.76025)):
+        found = [probability_of_improvement(rng.normal(shift, 1, 5), rng.normal(0, 1, 5)) for _ in range(300)]
+        assert sum(e.low <= true <= e.high for e in found) >= 0.92 * len(found)
+
+
+@pytest.mark.parametrize("num_pairs", [3, 5, 20])
+def test_a_detectable_difference_is_found_in_four_cases_of_five(num_pairs):
+    difference = detectable_difference(2.0, num_pairs)
+    x = np.random.default_rng(0).normal(difference, 2.0, (20_000, num_pairs))
+    found = np.abs(x.mean(axis=1)) > stats.t.ppf(0.975, num_pairs - 1) * x.std(axis=1, ddof=1) / math.sqrt(num_pairs)
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+    assert detectable_difference(4.0, num_pairs) == pytest.approx(2 * difference)
+
+
+@pytest.mark.parametrize("difference", [0.02, 0.3, 1.0, 50.0])
+def test_pairs_needed_are_the_fewest(difference):
+    pairs = pairs_needed(1.0, difference)
+    assert detectable_difference(1.0, pairs) <= difference
+    assert pairs == 2 or detectable_difference(1.0, pairs - 1) > difference
+
+
+def test_pairs_needed_as_tables_have_them():
+    """Cohen 1988, table 2.4.1: d = 0.5, power 0.8, two-sided 5 %, paired: 34 pairs."""
+    assert pairs_needed(1.0, 0.5) == 34

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import given
 from inril_ray.config import build
 from inril_ray.experiment import load_config
 from inril_ray.report import write_sweep_report
+from inril_ray.statistics import rate
 from inril_ray.sweep import (
     Between,
     Outcome,
@@ -31,7 +33,7 @@ from inril_ray.sweep import (
     settings_of,
     trial_config,
 )
-from inril_ray.tune import run_sweep
+from inril_ray.tune import run_sweep, search
 from inril_ray.tune.estimate import at_size, num_imitations, probed
 from inril_ray.types import InrilError
 from tests.fuzzing import cases, edits, spoil
@@ -152,19 +154,88 @@ SCORES: dict[str, list[int | None]] = {
 }
 
 
-def test_gather_ranks_by_the_mean_of_the_settings_with_most_seeds(tmp_path: Path) -> None:
+def test_gather_chooses_the_best_mean_of_the_settings_with_most_seeds(tmp_path: Path) -> None:
     result = gather(GRID, trials(tmp_path, SCORES), tmp_path)
     rows = {row["label"]: row for row in result["settings"]}
-    winner = rows["m = 5, upgrad"]
-    assert result["winner"] == winner["key"], "one seed of 99 % is luckier than two of 82 %"
-    assert winner["mean"]["value"] == pytest.approx(0.82)
-    assert winner["beats_control"]["value"] == 1.0
+    chosen = rows["m = 5, upgrad"]
+    assert result["chosen"] == chosen["key"], "one seed of 99 % is luckier than two of 82 %"
+    assert result["winner"] is None, "two seeds don't tell"
+    assert chosen["mean"]["value"] == pytest.approx(0.82)
+    assert chosen["mean"]["low"] < 0.7 and chosen["mean"]["high"] > 0.9, "between two seeds"
+    assert chosen["beats_control"]["value"] == 1.0
+    assert chosen["beats_control"]["low"] < 0.5, "four pairs of runs"
     assert result["control"] == rows["RL only"]["key"]
-    assert "beats_control" not in rows["m = 5, naive"]
+    one = rows["m = 5, naive"]["mean"]
+    assert (one["low"], one["high"]) == (rate(99, 100).low, rate(99, 100).high), "of its episodes"
     assert result["failed"] == [{"label": "m = 5, naive", "seed": 1, "error": "InrilError: no luck"}]
-    assert winner["trials"][0]["rho"] == pytest.approx(0.0, abs=1e-9)
-    assert winner["trials"][0]["il_probe_loss"] == pytest.approx(0.5 / 6)
+    assert chosen["trials"][0]["rho"] == pytest.approx(0.0, abs=1e-9)
+    assert chosen["trials"][0]["il_probe_loss"] == pytest.approx(0.5 / 6)
     json.dumps(result)
+
+
+FIVE: dict[str, list[int | None]] = {"m = 1, upgrad": [90, 91, 92, 93, 94], "m = 1, naive": [10, 12, 9, 11, 10]}
+
+
+def test_a_setting_wins_if_all_other_intervals_are_below_its_own(tmp_path: Path) -> None:
+    result = gather(GRID, trials(tmp_path, FIVE), tmp_path)
+    keys = {row["label"]: row["key"] for row in result["settings"]}
+    assert (result["winner"], result["tied"]) == (keys["m = 1, upgrad"], [])
+    assert "At the 5 seeds of the search: Winner: m = 1, upgrad, 92.0 %" in "\n".join(result_lines(result))
+    lucky = gather(GRID, trials(tmp_path, FIVE | {"m = 5, naive": [95]}), tmp_path)
+    assert lucky["chosen"] == keys["m = 1, upgrad"]
+    assert (lucky["winner"], len(lucky["tied"])) == (None, 1), "one seed of 95 % is not below"
+
+
+def test_one_seed_and_a_setting_without_others_win_nothing(tmp_path: Path) -> None:
+    one = gather(GRID, trials(tmp_path, {name: values[:1] for name, values in FIVE.items()}), tmp_path)
+    assert (one["winner"], one["tied"]) == (None, [])
+    assert "but at one seed" in one["sentence"]
+    alone = gather(GRID, trials(tmp_path, {"RL only": [50, 60]}), tmp_path)
+    assert alone["winner"] is None
+    assert "No other setting finished than RL only" in alone["sentence"]
+
+
+@pytest.mark.parametrize("score", [0, 37, 100])
+def test_equal_settings_tie_in_the_order_of_the_plan_whichever_ended_first(tmp_path: Path, score: int) -> None:
+    found = trials(tmp_path, {label: [score, score] for label in SCORES})
+    results = [gather(GRID, order, tmp_path) for order in (found, found[::-1], found[5:] + found[:5])]
+    assert results[0] == results[1] == results[2]
+    result, labels = results[0], {row["key"]: row["label"] for row in results[0]["settings"]}
+    assert list(labels.values()) == list(SCORES)
+    assert labels[result["chosen"]] == "m = 1, upgrad", "the first of the plan"
+    assert result["winner"] is None
+    assert [labels[key] for key in result["tied"]] == list(SCORES)[1:]
+    for row in result["settings"]:
+        assert row["mean"]["low"] <= score / 100 <= row["mean"]["high"]
+        assert row["mean"]["high"] - row["mean"]["low"] > 0.01
+        assert row["key"] == result["control"] or 0 < row["beats_control"]["high"] - row["beats_control"]["low"]
+    text = "\n".join(result_lines(result))
+    assert f"No winner: the best mean is that of m = 1, upgrad, {score}.0 %" in text
+    assert "which 4 others reach, too" in text
+    (tmp_path / "sweep.json").write_text(json.dumps(result))
+    page = write_sweep_report(tmp_path).read_text()
+    assert "No winner" in page and "is highest" not in page
+
+
+def test_means_that_differ_by_rounding_only_are_equal(tmp_path: Path) -> None:
+    """(0.1 + 0.2 + 0.3) / 3 and (0.3 + 0.2 + 0.1) / 3 are two numbers."""
+    result = gather(GRID, trials(tmp_path, {"m = 1, upgrad": [30, 20, 10], "m = 5, upgrad": [10, 20, 30]}), tmp_path)
+    assert [row["label"] for row in result["settings"] if row["key"] == result["chosen"]] == ["m = 1, upgrad"]
+
+
+def test_a_finished_run_of_another_release_is_refused_with_a_reason(tmp_path: Path) -> None:
+    found = trials(tmp_path, FIVE)
+    summary = json.loads((found[0].run_dir / "summary.json").read_text())
+    del summary["final"]["outcomes"]
+    (found[0].run_dir / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(InrilError, match="no outcomes by episode"):
+        gather(GRID, found, tmp_path)
+
+
+def test_a_report_of_another_releases_sweep_is_refused_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"settings": [{"key": "a", "trials": []}], "winner": "a"}))
+    with pytest.raises(InrilError, match="of another release"):
+        write_sweep_report(tmp_path)
 
 
 def test_runs_that_were_stopped_early_count_as_that(tmp_path: Path) -> None:
@@ -174,7 +245,12 @@ def test_runs_that_were_stopped_early_count_as_that(tmp_path: Path) -> None:
     row = next(r for r in result["settings"] if r["label"] == "m = 5, upgrad")
     assert [t["state"] for t in row["trials"]] == ["stopped", "finished"]
     assert row["trials"][0]["score"] == pytest.approx(0.6), "its last evaluation"
+    assert row["trials"][0]["iteration"] == 6
     assert row["finished"] == 1
+    assert "1 of 2 seeds finished (the others: 60.0 % at iteration 6)" in "\n".join(result_lines(result))
+    (found[5].run_dir / "summary.json").unlink()
+    (tmp_path / "sweep.json").write_text(json.dumps(gather(GRID, found, tmp_path)))
+    assert "stopped: 60.0\xa0% at iteration 6, 60.0\xa0% at iteration 6" in write_sweep_report(tmp_path).read_text()
 
 
 def test_no_finished_trial_is_an_error_that_says_why(tmp_path: Path) -> None:
@@ -187,29 +263,42 @@ def confirmed(folder: Path) -> dict:
     result = gather(GRID, trials(folder, SCORES), folder)
     settings = {s.key: s for s in settings_of(GRID)}
     found = []
-    for key, values in ((result["winner"], (75, 80, 78)), (result["control"], (50, 57, 52))):
+    for key, values in ((result["chosen"], (75, 80, 78)), (result["control"], (50, 57, 52))):
         for seed, value in zip((10, 11, 12), values, strict=True):
             path = write_run(folder / "trials" / f"{key}-{seed}", final=outcome(value, 100, 0.0, 1.0))
             found.append(Outcome(setting=settings[key], seed=seed, run_dir=path))
     return result | {"confirmation": confirmation(result, found)}
 
 
-def test_the_winner_is_confirmed_at_fresh_seeds(tmp_path: Path) -> None:
+def test_the_chosen_setting_is_confirmed_at_fresh_seeds(tmp_path: Path) -> None:
     result = confirmed(tmp_path)
     again = result["confirmation"]
     assert again["mean"]["value"] == pytest.approx((0.75 + 0.80 + 0.78) / 3)
     assert again["against_control"]["verdict"] == "helps"
     text = "\n".join(result_lines(result))
-    assert "Winner at the seeds of the search: m = 5, upgrad, 82.0 %." in text
-    assert "The same at 3 fresh seeds: 77.7 %" in text
+    assert "At the 2 seeds of the search: No winner: the best mean is that of m = 5, upgrad, 82.0 % [" in text
+    assert "m = 5, upgrad at 3 fresh seeds: 77.7 % [" in text
     assert "Failed and left out: m = 5, naive, seed 1: InrilError: no luck" in text
     assert "RL only" in again["against_control"]["sentence"]
+
+
+def test_another_choice_is_not_confirmed_from_the_records_of_the_former(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune's records know settings by their place in the list; one that is shorter had no such place."""
+    names: list[str] = []
+    monkeypatch.setattr(search, "_fit", lambda plan, name, *_: names.append(name))
+    plan: Any = SimpleNamespace(sweep=GRID)
+    first, second, *_, control = settings_of(GRID)
+    for chosen in ([first, control], [second, control], [control], [first, control]):
+        search._confirm(plan, chosen, load_config([BASE]), print)
+    assert names[0] == names[3]
+    assert len(set(names)) == 3
+    assert all(name.startswith("confirm-") for name in names)
 
 
 def test_the_report_shows_both_results_and_the_heat_map(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps(confirmed(tmp_path)))
     page = write_sweep_report(tmp_path).read_text()
-    assert "At 3 fresh seeds it reaches 77.7\xa0%" in page
+    assert "At 3 fresh seeds m = 5, upgrad reaches 77.7\xa0%" in page
     assert 'class="heat"' in page
     assert page.count("--share: ") == 4
     assert "Failed and left out: m = 5, naive, seed 1" in page
