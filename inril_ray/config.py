@@ -87,13 +87,25 @@ def _explain(cls: type, error: Any, path: str) -> str:
         section = names.get(part, section)
     name = masked(".".join(([path] if path else []) + parts))
     if error["type"] == "unexpected_keyword_argument":
-        choices = list(_field_types(section))
-        near = get_close_matches(parts[-1], choices, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"Unknown configuration key {name!r}.{hint} Keys here: {', '.join(choices)}."
+        return unknown_key(name, list(_field_types(section)))
     if error["type"] == "missing":  # the input is all that is around it
         return f"Configuration {name} is missing."
     return f"Configuration {name} = {shown(error['input'])}: {error['msg']}."
+
+
+def unknown_key(name: str, choices: Sequence[str]) -> str:
+    """Return what is said of a key, given by its dotted name, that is none of those there."""
+    near = get_close_matches(name.rpartition(".")[2], choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Unknown configuration key {masked(name)!r}.{hint} Keys here: {', '.join(choices)}."
+
+
+def keys_of(cls: type) -> dict[str, Any]:
+    """Return the keys of a section as nested mappings, whose leaves are None."""
+    fields = _field_types(cls)
+    return {
+        name: keys_of(t) if isinstance(t, type) and dataclasses.is_dataclass(t) else None for name, t in fields.items()
+    }
 
 
 def _field_types(section: Any) -> dict[str, Any]:
@@ -163,7 +175,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InrilError: the file is missing, is not YAML, or does not hold a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InrilError(f"Cannot read configuration file {path}: {error.strerror}.") from None
     except NOT_YAML as error:

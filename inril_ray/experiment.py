@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
 from inril_ray.algorithms.base import AlgorithmContext
-from inril_ray.config import build, config, masked, merge, read_yaml, to_dict
+from inril_ray.config import build, config, flat, masked, merge, nested, to_dict
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.store import DemoArrays, DemoStore, load
 from inril_ray.envs.base import PURPOSES, EnvConfig
@@ -30,15 +30,13 @@ from inril_ray.interleave import InterleaveConfig
 from inril_ray.learner import Learner
 from inril_ray.policies import POLICIES
 from inril_ray.policies.base import Policy
+from inril_ray.presets import BUNDLED_DEMOS, check_demos, check_name, preset
 from inril_ray.pretrain import PretrainConfig
 from inril_ray.registry import resolve
 from inril_ray.rollout import ActionNoise, RolloutCollector, decision_env
 from inril_ray.schedules import SCHEDULES
 from inril_ray.tracking import TRACKERS
 from inril_ray.types import EnvSpec, EpisodeStats, InrilError, NormalizerStats
-
-BUNDLED_DEMOS = {"robomimic/lift": "lift_scripted.hdf5"}
-"""Task to the data set that ships with the package."""
 
 SECRET = re.compile(r"[?&][^=&]*(user|pass|pwd|token|secret|key|sig|auth|cred)[^=&]*=", re.IGNORECASE)
 """Credentials among the options of a database's address; that of a server has none."""
@@ -144,10 +142,10 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     if not isinstance(values.get("task"), str):
         raise InrilError("No task given. Pass --task, for example --task robomimic/lift.")
     task, algorithm = values["task"], values.get("algorithm", "dppo")
-    _check_name(envs.TASKS, task, "task")
-    _check_name(ALGORITHMS, algorithm, "algorithm")
+    check_name(envs.TASKS, task, "task")
+    check_name(ALGORITHMS, algorithm, "algorithm")
     if values.get("policy") is not None:
-        _check_name(POLICIES, values["policy"], "policy")
+        check_name(POLICIES, values["policy"], "policy")
     values = merge(preset(algorithm, task, values.get("policy")), values)
     policy = values.get("policy", "diffusion_mlp")
     for name, table, kind in (
@@ -155,7 +153,7 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
         (values.get("schedule", "fixed"), SCHEDULES, "schedule"),
         (values.get("separation", "upgrad"), SEPARATIONS, "separation"),
     ):
-        _check_name(table, name, kind)
+        check_name(table, name, kind)
     sections = {
         "actor": (resolve(POLICIES, policy, "policy").Config, values.get("actor", {})),
         "rl": (resolve(ALGORITHMS, algorithm, "algorithm").Config, values.get("rl", {})),
@@ -163,7 +161,7 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     built = {name: build(cls, section, name) for name, (cls, section) in sections.items()}
     config = build(ExperimentConfig, {**values, **built})
     for name in config.tracking.trackers:
-        _check_name(TRACKERS, name, "tracker")
+        check_name(TRACKERS, name, "tracker")
     _check_secrets(config)
     _check_combination(config)
     return config
@@ -213,62 +211,17 @@ def _check_combination(config: ExperimentConfig) -> None:
         )
 
 
-def _check_name(table: Mapping[str, str], name: Any, kind: str) -> None:
-    if not isinstance(name, str):
-        raise InrilError(f"Configuration {kind} = {name!r}: a name is needed, one of {', '.join(sorted(table))}.")
-    if name not in table:
-        resolve(table, name, kind)
-
-
-def preset(algorithm: str, task: str, policy: str | None = None) -> dict[str, Any]:
-    """Return the shipped settings of an algorithm for a task: those of the suite and the task, then the algorithm's.
-
-    Args:
-        algorithm: name.
-        task: name.
-        policy: name; None takes the algorithm's own.
-    """
-    shared, own = _preset_file("tasks"), _preset_file(algorithm)
-    keys = (task.split("/")[0], task)
-    common: dict[str, Any] = {}
-    for key in keys:
-        common = merge(common, shared.get(key, {}))
-    result = dict(own.get("defaults", {}))
-    for key in keys:
-        result = merge(result, own.get(key, {}))
-    actors, by_policy = common.pop("actors", {}), result.pop("by_policy", {})
-    name = policy or result.get("policy", "diffusion_mlp")
-    return merge(merge({**common, "actor": actors.get(name, {})}, result), by_policy.get(name, {}))
-
-
-@functools.cache
-def _preset_file(name: str) -> dict[str, Any]:
-    path = resources.files("inril_ray.presets") / f"{name}.yaml"
-    if not path.is_file():
-        return {}
-    with resources.as_file(path) as file:
-        return read_yaml(file)
-
-
-def shipped_config(name: str) -> dict[str, Any]:
-    """Return a configuration that ships with the package, such as ``demo``.
-
-    Raises:
-        InrilError: there is none of that name; lists those there are.
-    """
-    folder = resources.files("inril_ray.presets")
-    path = folder / f"{name}.yaml"
-    if name in {*ALGORITHMS, "tasks"} or not path.is_file():
-        found = sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
-        names = ", ".join(n for n in found if n not in {*ALGORITHMS, "tasks"})
-        raise InrilError(f"{name!r} is neither a file nor a shipped configuration ({names}).")
-    with resources.as_file(path) as file:
-        return read_yaml(file)
-
-
 def resolved(config: ExperimentConfig) -> dict[str, Any]:
     """Return the whole configuration as plain data, as it is saved and hashed."""
     return json.loads(json.dumps(to_dict(config)))
+
+
+def apart_from_preset(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings in which a configuration differs from its algorithm's preset for the task."""
+    values, shipped = resolved(config), {}
+    with contextlib.suppress(InrilError):  # the preset may be for another policy
+        shipped = flat(resolved(load_config([{key: values[key] for key in ("task", "algorithm", "policy")}])))
+    return nested({key: value for key, value in flat(values).items() if key not in shipped or shipped[key] != value})
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -283,12 +236,10 @@ def load_demos(config: ExperimentConfig) -> DemoArrays:
     Raises:
         InrilError: none given and none shipped, or the file can't be used.
     """
-    spec = task_spec(config)
-    expectation = Expectation.of(spec)
+    check_demos({"task": config.task, "demos": config.demos})
+    expectation = Expectation.of(task_spec(config))
     if config.demos is not None:
         return load(Path(config.demos), expectation)
-    if config.task not in BUNDLED_DEMOS:
-        raise InrilError(f"No demonstrations ship for task {config.task}. Pass --demos FILE.")
     with resources.as_file(resources.files("inril_ray.data") / BUNDLED_DEMOS[config.task]) as path:
         return load(path, expectation)
 

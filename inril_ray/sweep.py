@@ -16,7 +16,8 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from inril_ray.config import build, config, fingerprint, merge, nested, read_yaml, to_dict
-from inril_ray.experiment import ExperimentConfig, load_config, resolved, shipped_config
+from inril_ray.experiment import ExperimentConfig, load_config, resolved
+from inril_ray.presets import check_sweep, named_config
 from inril_ray.run_dir import read_json
 from inril_ray.statistics import SUCCESS, Measure, mean_estimate, measure_of, probability_of_improvement
 from inril_ray.tracking.jsonl import read_metrics
@@ -138,7 +139,9 @@ def read_sweep(path: Path) -> SweepConfig:
     Raises:
         InrilError: it can't be read, or asks for what there is not; names the key.
     """
-    sweep = build(SweepConfig, read_yaml(path))
+    values = read_yaml(path)
+    check_sweep(values)
+    sweep = build(SweepConfig, values)
     check(sweep)
     return sweep
 
@@ -210,10 +213,7 @@ def draw(sweep: SweepConfig, rng: np.random.Generator) -> dict[str, Any]:
 
 def shared_config(sweep: SweepConfig) -> dict[str, Any]:
     """Return what the configuration that a sweep names holds; nothing where it names none."""
-    if not sweep.config:
-        return {}
-    path = Path(sweep.config)
-    return read_yaml(path) if path.suffix in (".yaml", ".yml") else shipped_config(sweep.config)
+    return named_config(sweep.config) if sweep.config else {}
 
 
 def plan_hash(sweep: SweepConfig) -> str:
