@@ -116,7 +116,8 @@ def parser() -> argparse.ArgumentParser:
         default="final",
         help="newest checkpoint, the one that the guard keeps, or the clone",
     )
-    evaluate.add_argument("--backend", choices=("fast", "kernel", "stock"), help="simulator, if not that of the run")
+    evaluate.add_argument("--backend", help="simulator, if not that of the run; the error for a wrong one lists them")
+    _add_env_set(evaluate)
     evaluate.add_argument("--video", type=Path, metavar="FILE.mp4", help="also film the first episode")
     evaluate.set_defaults(command=_evaluate)
 
@@ -278,7 +279,9 @@ def _train(arguments: argparse.Namespace) -> None:
     resume = bool(arguments.resume) or continues(config, out)
     print(f"{config.task}, {config.algorithm}, {config.policy}, seed {config.seed}: the preset, but for")
     print(yaml.safe_dump(apart_from_preset(config), sort_keys=False, default_flow_style=None), end="")
-    print(f"configuration {fingerprint(resolved(config))}, all of it in {out / 'config.json'}", flush=True)
+    print(
+        f"configuration {fingerprint(resolved(config))}, run directory {out} (config.json has all settings)", flush=True
+    )
     if arguments.local and config.compute.mode == "pipelined":
         print("--local is one process: it collects and learns in turns, as compute.mode = 'sync' does.", flush=True)
     with phases_shown():
@@ -296,7 +299,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InrilError(f"--video {arguments.video}: an .mp4 is written.")
     from inril_ray import envs
     from inril_ray.checkpoint import complete, load_module
-    from inril_ray.config import merge
+    from inril_ray.config import merge, nested
     from inril_ray.evaluate import evaluation_metrics
     from inril_ray.experiment import WorkerParts, build_policy, load_config, resolved, task_spec
     from inril_ray.media import config_fps, film, write_video
@@ -306,8 +309,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from inril_ray.threads import torch_threads
 
     config = read_config(arguments.run)
-    if arguments.backend:
-        config = load_config([merge(resolved(config), {"env": {"backend": arguments.backend}})])
+    overrides = {"env": _env_overrides(arguments)} | ({"env.backend": arguments.backend} if arguments.backend else {})
+    config = load_config([merge(resolved(config), nested(overrides))])
     if arguments.policy == "best" and not complete(arguments.run / BEST):
         action = config.guard.action
         why = f": with guard.action = {action!r} none is kept" if action in ("warn", "none") else " yet"
@@ -426,16 +429,28 @@ def _demos_make(arguments: argparse.Namespace) -> None:
     print(f"{line}.")
 
 
-def _expectation(arguments: argparse.Namespace) -> Any:
-    from inril_ray import envs
-    from inril_ray.config import build, parse_overrides
-    from inril_ray.demos.episodes import Expectation
-    from inril_ray.envs.base import EnvConfig
+def _env_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line says of the task."""
+    from inril_ray.config import parse_overrides, shown
 
     overrides = parse_overrides(arguments.set)
     if set(overrides) - {"env"}:
-        raise InrilError(f"--set: only env.… says something about demonstrations, not {', '.join(overrides)}.")
-    spec = envs.spec(arguments.task, build(EnvConfig, overrides.get("env", {}), "env"))
+        raise InrilError(
+            f"--set: only env. keys, such as env.semantics=v141, are meant here, not {', '.join(overrides)}."
+        )
+    env = overrides.get("env", {})
+    if not isinstance(env, dict):
+        raise InrilError(f"--set env={shown(env)}: a key is missing, such as env.semantics.")
+    return env
+
+
+def _expectation(arguments: argparse.Namespace) -> Any:
+    from inril_ray import envs
+    from inril_ray.config import build
+    from inril_ray.demos.episodes import Expectation
+    from inril_ray.envs.base import EnvConfig
+
+    spec = envs.spec(arguments.task, build(EnvConfig, _env_overrides(arguments), "env"))
     return Expectation.of(spec, getattr(arguments, "semantics", None))
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import reprlib
 import typing
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from inril_ray.types import InrilError
@@ -53,8 +54,28 @@ shown = _Shown().repr
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, dataclasses.field))
 def config(cls: type[T]) -> type[T]:
-    """Make a class a frozen, keyword-only, validated configuration section that refuses unknown keys."""
-    return pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)  # type: ignore[return-value]
+    """Make a class a frozen, keyword-only, validated configuration section: no unknown keys, only finite numbers."""
+    rules = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return pydantic_dataclass(frozen=True, kw_only=True, config=rules)(cls)  # type: ignore[return-value]
+
+
+def _located(path: str) -> str:
+    if not path or "\0" in path or path.encode(errors="ignore").decode() != path:
+        raise ValueError("the path of a file or a directory is needed")
+    return path if os.path.isabs(path) else os.path.realpath(path)
+
+
+def _located_store(uri: str) -> str:
+    kind, separator, place = uri.partition(":///")
+    if separator and kind.startswith("sqlite"):
+        return f"{kind}:///{_located(place)}"
+    return uri if ":" in uri or uri.startswith("databricks") else _located(uri)
+
+
+LocalPath = Annotated[str, AfterValidator(_located)]
+"""A path, made absolute, so that what is saved does not depend on where the command was typed."""
+StoreUri = Annotated[str, AfterValidator(_located_store)]
+"""Address of a server, or of a store on this machine, whose path is made absolute too."""
 
 
 def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
@@ -90,7 +111,7 @@ def _explain(cls: type, error: Any, path: str) -> str:
         return unknown_key(name, list(_field_types(section)))
     if error["type"] == "missing":  # the input is all that is around it
         return f"Configuration {name} is missing."
-    return f"Configuration {name} = {shown(error['input'])}: {error['msg']}."
+    return f"Configuration {name} = {shown(error['input'])}: {error['msg'].removeprefix('Value error, ')}."
 
 
 def unknown_key(name: str, choices: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
 from inril_ray.algorithms.base import AlgorithmContext
-from inril_ray.config import build, config, flat, masked, merge, nested, to_dict
+from inril_ray.config import LocalPath, StoreUri, build, config, flat, masked, merge, nested, shown, to_dict
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.store import DemoArrays, DemoStore, load
 from inril_ray.envs.base import PURPOSES, EnvConfig
@@ -38,6 +38,9 @@ from inril_ray.schedules import SCHEDULES
 from inril_ray.tracking import TRACKERS
 from inril_ray.types import EnvSpec, EpisodeStats, InrilError, NormalizerStats
 
+LARGEST = 2**32
+NO_MEMORY = "allocate memory|out of memory|maximum allowed|too big|too large|overflow"
+"""How PyTorch and numpy say that something is too large."""
 SECRET = re.compile(r"[?&][^=&]*(user|pass|pwd|token|secret|key|sig|auth|cred)[^=&]*=", re.IGNORECASE)
 """Credentials among the options of a database's address; that of a server has none."""
 
@@ -89,7 +92,7 @@ class TrackingConfig:
     """Where metrics go."""
 
     trackers: tuple[str, ...] = ("console", "jsonl", "tensorboard", "mlflow")
-    mlflow_uri: str | None = None
+    mlflow_uri: StoreUri | None = None
     """Tracking server; None is a local store beside the run directories."""
     mlflow_experiment: str = "inril"
 
@@ -99,7 +102,7 @@ class ExperimentConfig:
     """Everything about a run."""
 
     task: str
-    demos: str | None = None
+    demos: LocalPath | None = None
     """Demonstration file; None takes the one that ships with the package for this task."""
     algorithm: str = "dppo"
     policy: str = "diffusion_mlp"
@@ -107,7 +110,7 @@ class ExperimentConfig:
     separation: str = "upgrad"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     num_iterations: PositiveInt = 81
-    pretrained: str | None = None
+    pretrained: LocalPath | None = None
     """Run directory whose cloned policy this run starts from, instead of cloning one of its own."""
     env: EnvConfig = EnvConfig()
     actor: Any
@@ -163,6 +166,7 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     for name in config.tracking.trackers:
         check_name(TRACKERS, name, "tracker")
     _check_secrets(config)
+    _check_sizes(config)
     _check_combination(config)
     return config
 
@@ -178,6 +182,32 @@ def _check_secrets(config: ExperimentConfig) -> None:
             "tracking.mlflow_uri holds credentials, which would be printed and saved with the run. Leave them out and "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."
         )
+
+
+def _check_sizes(config: ExperimentConfig) -> None:
+    """Refuse numbers that no array can count to; what takes more memory than there is shows when it is made."""
+    for key, value in flat(to_dict(config)).items():
+        if any(isinstance(v, int) and abs(v) > LARGEST for v in (value if isinstance(value, tuple) else (value,))):
+            raise InrilError(f"Configuration {key} = {shown(value)}: numbers go up to {LARGEST}.")
+
+
+@contextlib.contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Put into words that there is no memory for the parts of a run.
+
+    Args:
+        what: they are, and which settings make them smaller.
+
+    Raises:
+        InrilError: the system refused memory, or the sizes are beyond what an array can have.
+    """
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError, ValueError) as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not isinstance(error, MemoryError | OverflowError) and not re.search(NO_MEMORY, text):
+            raise
+        raise InrilError(f"There is no memory for {what}: {text}") from None
 
 
 def _check_combination(config: ExperimentConfig) -> None:
@@ -287,7 +317,16 @@ def load_acting(policy: Policy, weights: Mapping[str, Any]) -> None:
 
 
 def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
-    """Make the learner with freshly initialised networks."""
+    """Make the learner with freshly initialised networks.
+
+    Raises:
+        InrilError: there is no memory for it.
+    """
+    with enough_memory("the networks and the replay; make sizes in actor and rl smaller"):
+        return _build_learner(config, demos)
+
+
+def _build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
     device = learner_device(config)
     spec = task_spec(config)
     pads = resolve(POLICIES, config.policy, "policy").pads_demos
@@ -335,6 +374,12 @@ class WorkerParts:
 
     def __init__(self, config: ExperimentConfig, worker: int, num_workers: int) -> None:
         self.config, self.worker, self.num_workers = config, worker, num_workers
+        self._evaluator: Evaluator | None = None
+        with enough_memory("the policy and the environments; make sizes in actor or rollout.num_envs smaller"):
+            self._build(config)
+
+    def _build(self, config: ExperimentConfig) -> None:
+        worker, num_workers = self.worker, self.num_workers
         self.policy = build_acting(config)
         self.policy.eval()
         mine = share(config.rollout.num_envs, worker, num_workers)
@@ -346,7 +391,6 @@ class WorkerParts:
             reset_each=config.rollout.reset_each,
             index=worker,
         )
-        self._evaluator: Evaluator | None = None
 
     def _make_env(self, purpose: str, indices: range) -> ChunkedEnv | BaseActions:
         env = envs.make(

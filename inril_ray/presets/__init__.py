@@ -127,6 +127,8 @@ def check_request(layers: Sequence[Mapping[str, Any]], *, whole: bool = True) ->
     for path, choices in _unknown(values, {**known["config"], **own}):
         raise InrilError(unknown_key(path, choices))
     check_demos(values, whole=whole)
+    if isinstance(values.get("pretrained"), str):
+        check_start(values["pretrained"])
 
 
 def check_sweep(values: Mapping[str, Any]) -> None:
@@ -166,6 +168,18 @@ def check_demos(values: Mapping[str, Any], *, whole: bool = True) -> None:
             f"No demonstrations ship for task {task}. Pass --demos FILE; `inril demos download` and `inril demos make` "
             "get some."
         )
+
+
+def check_start(pretrained: str) -> None:
+    """Refuse what can't be the directory of a run to start from.
+
+    Raises:
+        InrilError: says what it is.
+    """
+    place = Path(pretrained)
+    if not place.is_dir():
+        what = "it is a file, and weights of other programs can't be read" if place.exists() else "it is not there"
+        raise InrilError(f"pretrained = {pretrained!r}: the directory of a run is needed, but {what}.")
 
 
 def _unknown(values: Any, known: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
