@@ -230,7 +230,11 @@ def _layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     names = ("task", "demos", "algorithm", "schedule", "separation", "seed")
     layers.append({n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None})
     layers.append(parse_overrides(arguments.set))
-    check_request(layers, whole=not getattr(arguments, "resume", None))
+    try:
+        check_request(layers, whole=not getattr(arguments, "resume", None))
+    except InrilError as error:
+        named = f" (with --config {arguments.config})" if arguments.config else ""
+        raise InrilError(f"{error}{named}") from None
     return layers
 
 
@@ -279,9 +283,7 @@ def _train(arguments: argparse.Namespace) -> None:
     resume = bool(arguments.resume) or continues(config, out)
     print(f"{config.task}, {config.algorithm}, {config.policy}, seed {config.seed}: the preset, but for")
     print(yaml.safe_dump(apart_from_preset(config), sort_keys=False, default_flow_style=None), end="")
-    print(
-        f"configuration {fingerprint(resolved(config))}, run directory {out} (config.json has all settings)", flush=True
-    )
+    print(f"configuration {fingerprint(resolved(config))}, run directory {out}: config.json has all of it", flush=True)
     if arguments.local and config.compute.mode == "pipelined":
         print("--local is one process: it collects and learns in turns, as compute.mode = 'sync' does.", flush=True)
     with phases_shown():
@@ -338,7 +340,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _verdict(arguments: argparse.Namespace) -> None:
     layers = _layers(arguments)
-    from inril_ray.experiment import resolved
+    from inril_ray.experiment import load_demos, resolved
     from inril_ray.report import write_run_report, write_verdict_report
     from inril_ray.run import run
     from inril_ray.tracking.console import phases_shown
@@ -347,12 +349,13 @@ def _verdict(arguments: argparse.Namespace) -> None:
 
     arms = (*DEFAULT_ARMS, "bc_reg") if arguments.bc_reg else DEFAULT_ARMS
     config = checked(layers, arguments.seeds, arms)
+    demos = load_demos(config)
     out = arguments.out = arguments.out or _default_out("verdict", config.task)
     make_backend = _make_backend(arguments.local)
     parent = parent_of(out, config.tracking, {"seeds": arguments.seeds, "bc_reg": arguments.bc_reg, **resolved(config)})
 
     def run_one(config: Any, path: Path, resume: bool) -> dict[str, Any]:
-        summary = run(config, path, make_backend, resume=resume, parent=out)
+        summary = run(config, path, make_backend, resume=resume, demos=demos, parent=out)
         write_run_report(path)
         return summary
 
@@ -367,10 +370,9 @@ def _verdict(arguments: argparse.Namespace) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from inril_ray.config import read_yaml
-    from inril_ray.presets import check_sweep
+    from inril_ray.presets import sweep_values
 
-    check_sweep(read_yaml(arguments.file))
+    sweep_values(arguments.file)
     from inril_ray.report import write_sweep_report
     from inril_ray.sweep import read_sweep, result_lines
     from inril_ray.tracking.console import phases_shown
@@ -436,7 +438,7 @@ def _env_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     overrides = parse_overrides(arguments.set)
     if set(overrides) - {"env"}:
         raise InrilError(
-            f"--set: only env. keys, such as env.semantics=v141, are meant here, not {', '.join(overrides)}."
+            f"--set: only env. keys, such as env.semantics=v141, are for here, not {', '.join(overrides)}."
         )
     env = overrides.get("env", {})
     if not isinstance(env, dict):

@@ -58,7 +58,8 @@ def run(
         InrilError: see the parts.
         SystemExit: SIGTERM stopped the run; see :class:`StopRequest`.
     """
-    check_pretrained(config)
+    if not resume:
+        check_pretrained(config)
     demos = load_demos(config) if demos is None else demos
 
     def tell(text: str) -> None:  # some of it comes from files

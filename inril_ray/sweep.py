@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 
-from inril_ray.config import LocalPath, StoreUri, build, config, fingerprint, flat, merge, nested, read_yaml, to_dict
+from inril_ray.config import LocalPath, StoreUri, build, config, fingerprint, flat, merge, nested, to_dict
 from inril_ray.experiment import ExperimentConfig, load_config, resolved
-from inril_ray.presets import check_sweep, named_config
+from inril_ray.presets import named_config, sweep_values
 from inril_ray.run_dir import read_json
 from inril_ray.statistics import SUCCESS, Measure, mean_estimate, measure_of, probability_of_improvement
 from inril_ray.tracking.jsonl import read_metrics
@@ -29,7 +29,7 @@ CONTROL = "rl_only"
 """Schedule of the setting that all others are held against."""
 CLONING_KEYS = ("task", "demos", "policy", "seed", "env", "actor", "pretrain")
 """Sections of a configuration that decide what a cloned policy is."""
-PATHS = {"demos": LocalPath, "tracking.mlflow_uri": StoreUri}
+PATHS: dict[str, Any] = {"demos": LocalPath, "tracking.mlflow_uri": StoreUri}
 """Keys of paths that a sweep may set."""
 PBT_KEYS = (
     "rl.actor_lr", "rl.critic_lr", "rl.clip_ratio", "rl.discount", "rl.gae_lambda",
@@ -142,9 +142,7 @@ def read_sweep(path: Path) -> SweepConfig:
     Raises:
         InrilError: it can't be read, or asks for what there is not; names the key.
     """
-    values = read_yaml(path)
-    check_sweep(values)
-    sweep = build(SweepConfig, values)
+    sweep = build(SweepConfig, sweep_values(path))
     check(sweep)
     return sweep
 

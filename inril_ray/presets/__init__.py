@@ -131,17 +131,23 @@ def check_request(layers: Sequence[Mapping[str, Any]], *, whole: bool = True) ->
         check_start(values["pretrained"])
 
 
-def check_sweep(values: Mapping[str, Any]) -> None:
-    """Refuse keys that a sweep has not, and names and keys that its configuration has not.
+def sweep_values(path: Path) -> dict[str, Any]:
+    """Read the file of a sweep, whose names and keys there are, and those of its configuration.
 
     Raises:
-        InrilError: see :func:`check_request`.
+        InrilError: see :func:`check_request`; names the file.
     """
-    for path, choices in _unknown(values, known_keys()["sweep"]):
-        raise InrilError(unknown_key(path, choices))
-    layers = [named_config(values["config"])] if isinstance(values.get("config"), str) else []
-    layers += [values["base"]] if isinstance(values.get("base"), Mapping) else []
-    check_request(layers, whole=False)  # whose algorithm and policy its settings may choose
+    values = read_yaml(path)
+    layers = [values["base"]] if isinstance(values.get("base"), Mapping) else []
+    try:
+        for name, choices in _unknown(values, known_keys()["sweep"]):
+            raise InrilError(unknown_key(name, choices))
+        if isinstance(values.get("config"), str):
+            layers.insert(0, named_config(values["config"]))
+        check_request(layers, whole=False)  # whose algorithm and policy its settings may choose
+    except InrilError as error:
+        raise InrilError(f"{path}: {error}") from None
+    return values
 
 
 def named_config(name: str) -> dict[str, Any]:
