@@ -313,7 +313,7 @@ def load_acting(policy: Policy, weights: Mapping[str, Any]) -> None:
     if not weights.keys() <= own.keys():
         own = {name.removeprefix("policy."): value for name, value in own.items()}
     for name, value in weights.items():
-        own[name].copy_(torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value)
+        own[name].copy_(torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value)
 
 
 def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
