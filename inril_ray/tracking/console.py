@@ -15,7 +15,7 @@ from inril_ray.progress import told_to
 from inril_ray.statistics import score_text
 from inril_ray.tracking.base import TrackerContext
 
-PLAIN_EVERY_S = 5.0
+PLAIN_EVERY_S = 10.0
 """Between two lines of a phase, where there is no terminal."""
 
 
@@ -71,7 +71,7 @@ class Bars(Progress):
             self._open[name] = number, time.monotonic()
             task = self._task(name)
             left = f", {task.time_remaining:.0f} s left" if task.time_remaining else ""
-            print(f"{name}: {done}/{total}{left}", flush=True)
+            print(f"{name}: {done}/{total} after {task.elapsed or 0.0:.0f} s{left}", flush=True)
 
     def end(self, name: str, *, keep: bool = False) -> None:
         """Take a bar away, or leave it as it stands; lets go of the terminal with the last one."""

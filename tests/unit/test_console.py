@@ -91,7 +91,7 @@ def test_a_long_phase_prints_lines_where_there_is_no_terminal(
         monkeypatch.setattr(console, "PLAIN_EVERY_S", 60.0)
         tell("offline updates", 10, 3000)
     tell("cloning, epochs", 1, 3000)  # nobody listens
-    assert capsys.readouterr().out == "cloning, epochs: 10/3000\n"
+    assert capsys.readouterr().out == "cloning, epochs: 10/3000 after 0 s\n"
 
 
 @pytest.mark.parametrize(
