@@ -3,7 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OWNER := $(VENV)/.checkout
 export OMP_NUM_THREADS ?= 1
+# The code of this checkout, whatever is installed in VENV.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+# Who made an environment that is not ours: it is never changed.
+FOREIGN := $(if $(filter $(CURDIR)/%,$(abspath $(VENV))),,$(if $(wildcard $(BIN)/python),$(filter-out $(CURDIR),$(or $(shell cat $(OWNER) 2>/dev/null),another))))
 
 .PHONY: help setup demo demos test test-drills fuzz test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
@@ -13,9 +18,11 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 
 $(READY): requirements.lock pyproject.toml
+ifeq ($(FOREIGN),)
 	@echo "Setting up $(VENV): 7 GB of packages (PyTorch with CUDA is most of it); minutes on a fast line, once."
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, found {v[0]}.{v[1]}. Try: make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "$(CURDIR)" > $(OWNER)
 	@$(BIN)/python -m pip install --quiet "uv>=0.5"
 	@# Compiled now: where PYTHONDONTWRITEBYTECODE is set, or the files belong to somebody else, every process of a run
 	@# would compile the 1,700 modules that it imports by itself. Measured: a worker starts in 8 s instead of 19.
@@ -23,15 +30,19 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet "uv>=0.5"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $(READY)
+else
+	@echo "VENV=$(VENV) was made by $(FOREIGN): it is used as it is, with the code of this one."
+endif
 
 setup: $(READY)  ## make the virtual environment from the lock file
 
+demo: DEMO := runs/demo$(if $(SEED),-seed$(SEED))
 demo: $(READY)  ## clone demonstrations, fine-tune with IN-RIL on a local Ray cluster, write a report
 	@echo "robomimic Lift: clones 10 scripted demonstrations, fine-tunes for 280,000 env steps on a local Ray cluster,"
-	@echo "evaluates on 200 episodes before and after. About 8 minutes and 6 GiB on two cores. Result: runs/demo/."
-	@rm -rf runs/demo
-	$(BIN)/inril train --config demo --out runs/demo
-	@echo "Look at runs/demo/report.html, runs/demo/summary.json, and: $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+	@echo "evaluates on 200 episodes before and after. About 8 minutes and 6 GiB on two cores. Result: $(DEMO)/."
+	@rm -rf $(DEMO)
+	$(BIN)/inril train --config demo $(if $(SEED),--seed $(SEED)) --out $(DEMO)
+	@echo "Look at $(DEMO)/report.html, $(DEMO)/summary.json, and: $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
 
 demos: $(READY)  ## make the bundled data set again, with its fixed seed
 	@rm -f inril_ray/data/lift_scripted.hdf5
@@ -124,4 +135,4 @@ bench-soak: $(READY)  ## a run of two hours on Ray: growth of memory, handles, t
 	$(BIN)/python -m benchmarks.soak
 
 clean:  ## remove what was built; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(if $(FOREIGN),,$(VENV)) .pytest_cache .ruff_cache

@@ -10,7 +10,8 @@ import ray
 
 from benchmarks.result import write
 from inril_ray.distributed.driver import RayBackend
-from inril_ray.experiment import load_config, load_demos, shipped_config
+from inril_ray.experiment import load_config, load_demos
+from inril_ray.presets import shipped_config
 
 CYCLE, ROUNDS = 10, 2
 MODES = {"pipelined": 1.03, "sync": 1.05}

@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks.result import FOLDER, write
 from inril_ray.distributed.driver import RayBackend
-from inril_ray.experiment import load_config, shipped_config
+from inril_ray.experiment import load_config
+from inril_ray.presets import shipped_config
 from inril_ray.report import write_run_report
 from inril_ray.run import run
 from inril_ray.run_dir import read_config

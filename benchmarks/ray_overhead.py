@@ -11,7 +11,8 @@ import ray
 from benchmarks.result import write
 from inril_ray.backend import LocalBackend
 from inril_ray.distributed.driver import RayBackend
-from inril_ray.experiment import load_config, load_demos, shipped_config
+from inril_ray.experiment import load_config, load_demos
+from inril_ray.presets import shipped_config
 
 ROUNDS = 3
 LAYERS = [

@@ -54,7 +54,7 @@ def write_card(folder: Path, run_dir: Path, *, evaluations: Mapping[str, str], f
         own = config.pretrained is None or (run_dir / "pretrained").is_dir()
         cloned = functools.partial(read_pretrained, run_dir if own else Path(str(config.pretrained)))
         note = write_before_and_after(partial, config, cloned, weights, episode)
-    (partial / README).write_text(_words(config, summary, evaluations, note))
+    (partial / README).write_text(_words(config, summary, evaluations, note), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder

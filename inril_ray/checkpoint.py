@@ -237,7 +237,10 @@ def load_module(module: torch.nn.Module, state: dict[str, Any]) -> None:
     try:
         module.load_state_dict({name: _tensor(value) for name, value in state.items()})
     except (AttributeError, RuntimeError) as error:
-        raise InrilError(f"The checkpoint does not fit the configured {type(module).__name__}: {error}") from None
+        _, *problems = [line.strip().rstrip(".") for line in f"{error}".splitlines()] or [""]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        why = f"{problems[0]}{more}" if problems else f"{error}"
+        raise InrilError(f"The checkpoint does not fit the configured {type(module).__name__}: {why}.") from None
 
 
 def _tensor(value: Any) -> Any:

@@ -8,6 +8,7 @@ import datetime
 import errno
 import json
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from inril_ray import __version__
-from inril_ray.terminal import Lasting, is_text, plain, tell_of_thread
+from inril_ray.terminal import Lasting, is_text, plain, print_in_any_encoding, tell_of_thread
 from inril_ray.threads import limit_native_threads
 from inril_ray.types import InrilError
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command goes on), 130 interrupted.
     """
     limit_native_threads()
+    print_in_any_encoding()
     top = parser()
     arguments = top.parse_args(argv)
     for name, value in vars(arguments).items():
@@ -60,16 +62,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno is None:  # not the system's, so it has no sentence
             raise
         where = f": {error.filename}" if error.filename else "."
-        room = " Make room; a run goes on with: inril train --resume RUN_DIRECTORY" if error.errno in NO_SPACE else ""
+        room = f" Make room; go on with: {_again(arguments)}" if error.errno in NO_SPACE else ""
         print(f"inril: {error.strerror}{where}{room}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        again = {"_train": "inril train --resume RUN_DIRECTORY"}.get(arguments.command.__name__, "the same command")
-        print(f"inril: interrupted; go on with: {again}", file=sys.stderr)
+        print(f"inril: interrupted; go on with: {_again(arguments)}", file=sys.stderr)
         return 130
     finally:
         threading.excepthook = before
     return 0
+
+
+def _again(arguments: argparse.Namespace) -> str:
+    """Return the command that goes on where this one stopped."""
+    out = getattr(arguments, "out", None) or getattr(arguments, "resume", None)
+    if out is None:
+        return "the same command"
+    local = " --local" if getattr(arguments, "local", False) else ""
+    if arguments.command is _train and any(out.glob("checkpoints/iteration_*")):
+        return f"inril train --resume {shlex.quote(str(out))}{local}"
+    return f"the same command with --out {shlex.quote(str(out))}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,7 +116,8 @@ def parser() -> argparse.ArgumentParser:
         default="final",
         help="newest checkpoint, the one that the guard keeps, or the clone",
     )
-    evaluate.add_argument("--backend", choices=("fast", "kernel", "stock"), help="simulator, if not that of the run")
+    evaluate.add_argument("--backend", help="simulator, if not that of the run; the error for a wrong one lists them")
+    _add_env_set(evaluate)
     evaluate.add_argument("--video", type=Path, metavar="FILE.mp4", help="also film the first episode")
     evaluate.set_defaults(command=_evaluate)
 
@@ -227,17 +240,28 @@ def _add_env_set(command: argparse.ArgumentParser) -> None:
 
 
 def _layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    from inril_ray.config import parse_overrides, read_yaml
-    from inril_ray.experiment import shipped_config
+    """Return the layers of a configuration that the command line names, whose names and keys there are."""
+    from inril_ray.config import parse_overrides
+    from inril_ray.presets import check_request, named_config
 
-    layers = []
-    if arguments.config:
-        path = Path(arguments.config)
-        layers.append(read_yaml(path) if path.suffix in (".yaml", ".yml") else shipped_config(arguments.config))
+    layers = [named_config(arguments.config)] if arguments.config else []
     names = ("task", "demos", "algorithm", "schedule", "separation", "seed")
     layers.append({n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None})
     layers.append(parse_overrides(arguments.set))
+    try:
+        check_request(layers, whole=not getattr(arguments, "resume", None))
+    except InrilError as error:
+        named = f" (with --config {arguments.config})" if arguments.config else ""
+        raise InrilError(f"{error}{named}") from None
     return layers
+
+
+def _check_run(path: Path) -> None:
+    """Refuse, before anything is loaded, what is not the directory of a run."""
+    if (path / "config.json").is_file() or (path / "checkpoints").is_dir():
+        return
+    what = "there is no config.json in it" if path.is_dir() else "it is a file" if path.exists() else "it is not there"
+    raise InrilError(f"{path} holds no readable run: {what}.")
 
 
 def _make_backend(local: bool) -> Any:
@@ -256,37 +280,46 @@ def _default_out(*words: str) -> Path:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    if arguments.resume:
+        _check_run(arguments.resume)
+    layers = _layers(arguments)
     import yaml
 
     from inril_ray.config import fingerprint
-    from inril_ray.experiment import load_config, resolved
+    from inril_ray.experiment import apart_from_preset, load_config, resolved
     from inril_ray.run import run
     from inril_ray.run_dir import continues, reconfigured
+    from inril_ray.tracking.console import phases_shown
 
-    layers = _layers(arguments)
     if arguments.resume:
         out = arguments.resume
         config = reconfigured(out, layers)
     else:
         config = load_config(layers)
         words = (config.task, config.algorithm, config.schedule, f"s{config.seed}")
-        out = arguments.out or _default_out(*words)
+        out = arguments.out = arguments.out or _default_out(*words)
     resume = bool(arguments.resume) or continues(config, out)
-    plain = resolved(config)
-    print(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None), end="")
-    print(f"configuration {fingerprint(plain)}, run directory {out}", flush=True)
+    print(f"{config.task}, {config.algorithm}, {config.policy}, seed {config.seed}: the preset, but for")
+    print(yaml.safe_dump(apart_from_preset(config), sort_keys=False, default_flow_style=None), end="")
+    print(f"configuration {fingerprint(resolved(config))}, run directory {out}: config.json has all of it", flush=True)
     if arguments.local and config.compute.mode == "pipelined":
         print("--local is one process: it collects and learns in turns, as compute.mode = 'sync' does.", flush=True)
-    run(config, out, _make_backend(arguments.local), resume=resume)
+    with phases_shown():
+        run(config, out, _make_backend(arguments.local), resume=resume)
     from inril_ray.report import write_run_report
 
     print(f"Report: {write_run_report(out)}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    _check_run(arguments.run)
+    if arguments.episodes < 1:
+        raise InrilError(f"--episodes {arguments.episodes}: at least 1 is needed.")
+    if arguments.video and arguments.video.suffix != ".mp4":
+        raise InrilError(f"--video {arguments.video}: an .mp4 is written.")
     from inril_ray import envs
     from inril_ray.checkpoint import complete
-    from inril_ray.config import merge
+    from inril_ray.config import merge, nested
     from inril_ray.evaluate import evaluation_metrics
     from inril_ray.experiment import WorkerParts, acting_with, load_config, resolved, task_spec
     from inril_ray.media import config_fps, film, write_video
@@ -296,12 +329,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from inril_ray.threads import torch_threads
 
     config = read_config(arguments.run)
-    if arguments.backend:
-        config = load_config([merge(resolved(config), {"env": {"backend": arguments.backend}})])
-    if arguments.episodes < 1:
-        raise InrilError(f"--episodes {arguments.episodes}: at least 1 is needed.")
-    if arguments.video and arguments.video.suffix != ".mp4":
-        raise InrilError(f"--video {arguments.video}: an .mp4 is written.")
+    overrides = {"env": _env_overrides(arguments)} | ({"env.backend": arguments.backend} if arguments.backend else {})
+    config = load_config([merge(resolved(config), nested(overrides))])
     if arguments.policy == "best" and not complete(arguments.run / BEST):
         action = config.guard.action
         why = f": with guard.action = {action!r} none is kept" if action in ("warn", "none") else " yet"
@@ -326,25 +355,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _verdict(arguments: argparse.Namespace) -> None:
-    from inril_ray.experiment import resolved
+    layers = _layers(arguments)
+    from inril_ray.experiment import load_demos, resolved
     from inril_ray.report import write_run_report, write_verdict_report
     from inril_ray.run import run, tags
+    from inril_ray.tracking.console import phases_shown
     from inril_ray.tracking.mlflow import parent_of
     from inril_ray.verdict import DEFAULT_ARMS, checked, result_lines, verdict
 
-    layers = _layers(arguments)
     arms = (*DEFAULT_ARMS, "bc_reg") if arguments.bc_reg else DEFAULT_ARMS
     config = checked(layers, arguments.seeds, arms)
-    out = arguments.out or _default_out("verdict", config.task)
+    demos = load_demos(config)
+    out = arguments.out = arguments.out or _default_out("verdict", config.task)
     make_backend = _make_backend(arguments.local)
     asked = {"seeds": arguments.seeds, "bc_reg": arguments.bc_reg, **resolved(config)}
 
     def run_one(config: Any, path: Path, resume: bool) -> dict[str, Any]:
-        summary = run(config, path, make_backend, resume=resume, parent=out)
+        summary = run(config, path, make_backend, resume=resume, demos=demos, parent=out)
         write_run_report(path)
         return summary
 
-    with parent_of(out, config.tracking, asked, tags(config)) as parent:
+    with phases_shown(), parent_of(out, config.tracking, asked, tags(config)) as parent:
         result = verdict(layers, out, seeds=arguments.seeds, run_one=run_one, arms=arms)
         print("\n".join(result_lines(result)))
         print(f"Report: {write_verdict_report(out)}")
@@ -354,18 +385,27 @@ def _verdict(arguments: argparse.Namespace) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
+    from inril_ray.presets import sweep_values
+
+    sweep_values(arguments.file)
     from inril_ray.report import write_sweep_report
     from inril_ray.sweep import read_sweep, result_lines
-    from inril_ray.tune import run_sweep
+    from inril_ray.tracking.console import phases_shown
 
     sweep = read_sweep(arguments.file)
-    out = arguments.out or _default_out("sweep", sweep.name)
-    result = run_sweep(sweep, out, local=arguments.local, max_hours=arguments.max_hours)
+    out = arguments.out = arguments.out or _default_out("sweep", sweep.name)
+    from inril_ray.tune import run_sweep
+
+    with phases_shown():
+        result = run_sweep(sweep, out, local=arguments.local, max_hours=arguments.max_hours)
     print("\n".join(result_lines(result)))
     print(f"Report: {write_sweep_report(out)}")
 
 
 def _chaos(arguments: argparse.Namespace) -> None:
+    from inril_ray.presets import check_request
+
+    check_request([{"task": arguments.task, "demos": arguments.demos}])
     from inril_ray.chaos import FAULTS, TINY, chaos
     from inril_ray.experiment import load_config
 
@@ -410,16 +450,28 @@ def _demos_make(arguments: argparse.Namespace) -> None:
     print(f"{line}.")
 
 
-def _expectation(arguments: argparse.Namespace) -> Any:
-    from inril_ray import envs
-    from inril_ray.config import build, parse_overrides
-    from inril_ray.demos.episodes import Expectation
-    from inril_ray.envs.base import EnvConfig
+def _env_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line says of the task."""
+    from inril_ray.config import parse_overrides, shown
 
     overrides = parse_overrides(arguments.set)
     if set(overrides) - {"env"}:
-        raise InrilError(f"--set: only env.… says something about demonstrations, not {', '.join(overrides)}.")
-    spec = envs.spec(arguments.task, build(EnvConfig, overrides.get("env", {}), "env"))
+        raise InrilError(
+            f"--set: only env. keys, such as env.semantics=v141, are for here, not {', '.join(overrides)}."
+        )
+    env = overrides.get("env", {})
+    if not isinstance(env, dict):
+        raise InrilError(f"--set env={shown(env)}: a key is missing, such as env.semantics.")
+    return env
+
+
+def _expectation(arguments: argparse.Namespace) -> Any:
+    from inril_ray import envs
+    from inril_ray.config import build
+    from inril_ray.demos.episodes import Expectation
+    from inril_ray.envs.base import EnvConfig
+
+    spec = envs.spec(arguments.task, build(EnvConfig, _env_overrides(arguments), "env"))
     return Expectation.of(spec, getattr(arguments, "semantics", None))
 
 
@@ -468,6 +520,9 @@ def _demos_download(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    if not arguments.directory.is_dir():
+        what = "is a file" if arguments.directory.exists() else "is not there"
+        raise InrilError(f"{arguments.directory} {what}; give the directory of a run, a verdict or a sweep.")
     from inril_ray.report import write_run_report, write_sweep_report, write_verdict_report
 
     writers = {"sweep.json": write_sweep_report, "verdict.json": write_verdict_report}

@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import reprlib
 import typing
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from inril_ray.types import InrilError
@@ -53,8 +54,28 @@ shown = _Shown().repr
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, dataclasses.field))
 def config(cls: type[T]) -> type[T]:
-    """Make a class a frozen, keyword-only, validated configuration section that refuses unknown keys."""
-    return pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)  # type: ignore[return-value]
+    """Make a class a frozen, keyword-only, validated configuration section: no unknown keys, only finite numbers."""
+    rules = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return pydantic_dataclass(frozen=True, kw_only=True, config=rules)(cls)  # type: ignore[return-value]
+
+
+def _located(path: str) -> str:
+    if not path or "\0" in path or path.encode(errors="ignore").decode() != path:
+        raise ValueError("the path of a file or a directory is needed")
+    return path if os.path.isabs(path) else os.path.realpath(path)
+
+
+def _located_store(uri: str) -> str:
+    kind, separator, place = uri.partition(":///")
+    if separator and kind.startswith("sqlite"):
+        return f"{kind}:///{_located(place)}"
+    return uri if ":" in uri or uri.startswith("databricks") else _located(uri)
+
+
+LocalPath = Annotated[str, AfterValidator(_located)]
+"""A path, made absolute, so that what is saved does not depend on where the command was typed."""
+StoreUri = Annotated[str, AfterValidator(_located_store)]
+"""Address of a server, or of a store on this machine, whose path is made absolute too."""
 
 
 def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
@@ -87,13 +108,25 @@ def _explain(cls: type, error: Any, path: str) -> str:
         section = names.get(part, section)
     name = masked(".".join(([path] if path else []) + parts))
     if error["type"] == "unexpected_keyword_argument":
-        choices = list(_field_types(section))
-        near = get_close_matches(parts[-1], choices, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"Unknown configuration key {name!r}.{hint} Keys here: {', '.join(choices)}."
+        return unknown_key(name, list(_field_types(section)))
     if error["type"] == "missing":  # the input is all that is around it
         return f"Configuration {name} is missing."
-    return f"Configuration {name} = {shown(error['input'])}: {error['msg']}."
+    return f"Configuration {name} = {shown(error['input'])}: {error['msg'].removeprefix('Value error, ')}."
+
+
+def unknown_key(name: str, choices: Sequence[str]) -> str:
+    """Return what is said of a key, given by its dotted name, that is none of those there."""
+    near = get_close_matches(name.rpartition(".")[2], choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Unknown configuration key {masked(name)!r}.{hint} Keys here: {', '.join(choices)}."
+
+
+def keys_of(cls: type) -> dict[str, Any]:
+    """Return the keys of a section as nested mappings, whose leaves are None."""
+    fields = _field_types(cls)
+    return {
+        name: keys_of(t) if isinstance(t, type) and dataclasses.is_dataclass(t) else None for name, t in fields.items()
+    }
 
 
 def _field_types(section: Any) -> dict[str, Any]:
@@ -163,7 +196,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InrilError: the file is missing, is not YAML, or does not hold a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InrilError(f"Cannot read configuration file {path}: {error.strerror}.") from None
     except NOT_YAML as error:

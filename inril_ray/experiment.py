@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ from inril_ray import envs
 from inril_ray.algorithms import ALGORITHMS
 from inril_ray.algorithms.base import Algorithm, AlgorithmContext
 from inril_ray.checkpoint import load_module
-from inril_ray.config import build, config, masked, merge, read_yaml, to_dict
+from inril_ray.config import LocalPath, StoreUri, build, config, flat, masked, merge, nested, shown, to_dict
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.store import DemoArrays, DemoStore, load
 from inril_ray.envs.base import PURPOSES, EnvConfig
@@ -31,6 +31,7 @@ from inril_ray.interleave import InterleaveConfig
 from inril_ray.learner import Learner
 from inril_ray.policies import POLICIES
 from inril_ray.policies.base import Policy
+from inril_ray.presets import BUNDLED_DEMOS, check_demos, check_name, preset
 from inril_ray.pretrain import PretrainConfig
 from inril_ray.registry import resolve
 from inril_ray.rollout import ActionNoise, RolloutCollector, decision_env
@@ -38,9 +39,9 @@ from inril_ray.schedules import SCHEDULES
 from inril_ray.tracking import TRACKERS
 from inril_ray.types import EnvSpec, EpisodeStats, InrilError, NormalizerStats
 
-BUNDLED_DEMOS = {"robomimic/lift": "lift_scripted.hdf5"}
-"""Task to the data set that ships with the package."""
-
+LARGEST = 2**32
+NO_MEMORY = "allocate memory|out of memory|maximum allowed|too big|too large|overflow"
+"""How PyTorch and numpy say that something is too large."""
 SECRET = re.compile(r"[?&][^=&]*(user|pass|pwd|token|secret|key|sig|auth|cred)[^=&]*=", re.IGNORECASE)
 """Credentials among the options of a database's address; that of a server has none."""
 
@@ -97,7 +98,7 @@ class TrackingConfig:
     """Where metrics go."""
 
     trackers: tuple[str, ...] = ("console", "jsonl", "tensorboard", "mlflow")
-    mlflow_uri: str | None = None
+    mlflow_uri: StoreUri | None = None
     """Tracking server; None is a local store beside the run directories."""
     mlflow_experiment: str = "inril"
 
@@ -107,7 +108,7 @@ class ExperimentConfig:
     """Everything about a run."""
 
     task: str
-    demos: str | None = None
+    demos: LocalPath | None = None
     """Demonstration file; None takes the one that ships with the package for this task."""
     algorithm: str = "dppo"
     policy: str = "diffusion_mlp"
@@ -115,7 +116,7 @@ class ExperimentConfig:
     separation: str = "upgrad"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     num_iterations: PositiveInt = 81
-    pretrained: str | None = None
+    pretrained: LocalPath | None = None
     """Run directory whose cloned policy this run starts from, instead of cloning one of its own."""
     env: EnvConfig = EnvConfig()
     actor: Any
@@ -150,10 +151,10 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     if not isinstance(values.get("task"), str):
         raise InrilError("No task given. Pass --task, for example --task robomimic/lift.")
     task, algorithm = values["task"], values.get("algorithm", "dppo")
-    _check_name(envs.TASKS, task, "task")
-    _check_name(ALGORITHMS, algorithm, "algorithm")
+    check_name(envs.TASKS, task, "task")
+    check_name(ALGORITHMS, algorithm, "algorithm")
     if values.get("policy") is not None:
-        _check_name(POLICIES, values["policy"], "policy")
+        check_name(POLICIES, values["policy"], "policy")
     values = merge(preset(algorithm, task, values.get("policy")), values)
     policy = values.get("policy", "diffusion_mlp")
     for name, table, kind in (
@@ -161,7 +162,7 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
         (values.get("schedule", "fixed"), SCHEDULES, "schedule"),
         (values.get("separation", "upgrad"), SEPARATIONS, "separation"),
     ):
-        _check_name(table, name, kind)
+        check_name(table, name, kind)
     sections = {
         "actor": (resolve(POLICIES, policy, "policy").Config, values.get("actor", {})),
         "rl": (resolve(ALGORITHMS, algorithm, "algorithm").Config, values.get("rl", {})),
@@ -169,8 +170,9 @@ def load_config(layers: Sequence[Mapping[str, Any]]) -> ExperimentConfig:
     built = {name: build(cls, section, name) for name, (cls, section) in sections.items()}
     config = build(ExperimentConfig, {**values, **built})
     for name in config.tracking.trackers:
-        _check_name(TRACKERS, name, "tracker")
+        check_name(TRACKERS, name, "tracker")
     _check_secrets(config)
+    _check_sizes(config)
     _check_combination(config)
     return config
 
@@ -186,6 +188,32 @@ def _check_secrets(config: ExperimentConfig) -> None:
             "tracking.mlflow_uri holds credentials, which would be printed and saved with the run. Leave them out and "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment."
         )
+
+
+def _check_sizes(config: ExperimentConfig) -> None:
+    """Refuse numbers that no array can count to; what takes more memory than there is shows when it is made."""
+    for key, value in flat(to_dict(config)).items():
+        if any(isinstance(v, int) and abs(v) > LARGEST for v in (value if isinstance(value, tuple) else (value,))):
+            raise InrilError(f"Configuration {key} = {shown(value)}: numbers go up to {LARGEST}.")
+
+
+@contextlib.contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Put into words that there is no memory for the parts of a run.
+
+    Args:
+        what: they are, and which settings make them smaller.
+
+    Raises:
+        InrilError: the system refused memory, or the sizes are beyond what an array can have.
+    """
+    try:
+        yield
+    except (MemoryError, OverflowError, RuntimeError, ValueError) as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not isinstance(error, MemoryError | OverflowError) and not re.search(NO_MEMORY, text):
+            raise
+        raise InrilError(f"There is no memory for {what}: {text}") from None
 
 
 def _check_combination(config: ExperimentConfig) -> None:
@@ -222,62 +250,17 @@ def _check_combination(config: ExperimentConfig) -> None:
         )
 
 
-def _check_name(table: Mapping[str, str], name: Any, kind: str) -> None:
-    if not isinstance(name, str):
-        raise InrilError(f"Configuration {kind} = {name!r}: a name is needed, one of {', '.join(sorted(table))}.")
-    if name not in table:
-        resolve(table, name, kind)
-
-
-def preset(algorithm: str, task: str, policy: str | None = None) -> dict[str, Any]:
-    """Return the shipped settings of an algorithm for a task: those of the suite and the task, then the algorithm's.
-
-    Args:
-        algorithm: name.
-        task: name.
-        policy: name; None takes the algorithm's own.
-    """
-    shared, own = _preset_file("tasks"), _preset_file(algorithm)
-    keys = (task.split("/")[0], task)
-    common: dict[str, Any] = {}
-    for key in keys:
-        common = merge(common, shared.get(key, {}))
-    result = dict(own.get("defaults", {}))
-    for key in keys:
-        result = merge(result, own.get(key, {}))
-    actors, by_policy = common.pop("actors", {}), result.pop("by_policy", {})
-    name = policy or result.get("policy", "diffusion_mlp")
-    return merge(merge({**common, "actor": actors.get(name, {})}, result), by_policy.get(name, {}))
-
-
-@functools.cache
-def _preset_file(name: str) -> dict[str, Any]:
-    path = resources.files("inril_ray.presets") / f"{name}.yaml"
-    if not path.is_file():
-        return {}
-    with resources.as_file(path) as file:
-        return read_yaml(file)
-
-
-def shipped_config(name: str) -> dict[str, Any]:
-    """Return a configuration that ships with the package, such as ``demo``.
-
-    Raises:
-        InrilError: there is none of that name; lists those there are.
-    """
-    folder = resources.files("inril_ray.presets")
-    path = folder / f"{name}.yaml"
-    if name in {*ALGORITHMS, "tasks"} or not path.is_file():
-        found = sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
-        names = ", ".join(n for n in found if n not in {*ALGORITHMS, "tasks"})
-        raise InrilError(f"{name!r} is neither a file nor a shipped configuration ({names}).")
-    with resources.as_file(path) as file:
-        return read_yaml(file)
-
-
 def resolved(config: ExperimentConfig) -> dict[str, Any]:
     """Return the whole configuration as plain data, as it is saved and hashed."""
     return json.loads(json.dumps(to_dict(config)))
+
+
+def apart_from_preset(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings in which a configuration differs from its algorithm's preset for the task."""
+    values, shipped = resolved(config), {}
+    with contextlib.suppress(InrilError):  # the preset may be for another policy
+        shipped = flat(resolved(load_config([{key: values[key] for key in ("task", "algorithm", "policy")}])))
+    return nested({key: value for key, value in flat(values).items() if key not in shipped or shipped[key] != value})
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -299,11 +282,10 @@ def load_demos(config: ExperimentConfig) -> DemoArrays:
 
 
 def _load_demos(config: ExperimentConfig) -> DemoArrays:
+    check_demos({"task": config.task, "demos": config.demos})
     expectation = Expectation.of(task_spec(config))
     if config.demos is not None:
         return load(Path(config.demos), expectation)
-    if config.task not in BUNDLED_DEMOS:
-        raise InrilError(f"No demonstrations ship for task {config.task}. Pass --demos FILE.")
     with resources.as_file(resources.files("inril_ray.data") / BUNDLED_DEMOS[config.task]) as path:
         return load(path, expectation)
 
@@ -371,11 +353,20 @@ def load_acting(policy: Policy, weights: Mapping[str, Any]) -> None:
     if not weights.keys() <= own.keys():
         own = {name.removeprefix("policy."): value for name, value in own.items()}
     for name, value in weights.items():
-        own[name].copy_(torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value)
+        own[name].copy_(torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value)
 
 
 def build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
-    """Make the learner with freshly initialised networks."""
+    """Make the learner with freshly initialised networks.
+
+    Raises:
+        InrilError: there is no memory for it.
+    """
+    with enough_memory("the networks and the replay; make sizes in actor and rl smaller"):
+        return _build_learner(config, demos)
+
+
+def _build_learner(config: ExperimentConfig, demos: DemoArrays) -> Learner:
     device = learner_device(config)
     spec = task_spec(config)
     pads = resolve(POLICIES, config.policy, "policy").pads_demos
@@ -424,6 +415,12 @@ class WorkerParts:
     def __init__(self, config: ExperimentConfig, worker: int, num_workers: int) -> None:
         self.config, self.worker, self.num_workers = config, worker, num_workers
         self.device = acting_device(config)
+        self._evaluator: Evaluator | None = None
+        with enough_memory("the policy and the environments; make sizes in actor or rollout.num_envs smaller"):
+            self._build(config)
+
+    def _build(self, config: ExperimentConfig) -> None:
+        worker, num_workers = self.worker, self.num_workers
         self.policy = build_acting(config).to(self.device).eval()
         mine = share(config.rollout.num_envs, worker, num_workers)
         self.collector = RolloutCollector(
@@ -435,7 +432,6 @@ class WorkerParts:
             index=worker,
             device=self.device,
         )
-        self._evaluator: Evaluator | None = None
 
     def _make_env(self, purpose: str, indices: range) -> ChunkedEnv | BaseActions:
         env = envs.make(

@@ -121,7 +121,8 @@ METRICS: dict[str, str] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "eval": (
         "score", "score_low", "score_high", "success_rate", "success_rate_low", "success_rate_high",
-        "success_rate_reached", "success_rate_held", "success_rate_final", "untrained_score", "eval_episodes", "eval_return",
+        "success_rate_reached", "success_rate_held", "success_rate_final", "untrained_score",
+        "untrained_score_low", "untrained_score_high", "eval_episodes", "eval_return",
     ),
     "train": (
         "iteration", "env_steps", "rl_iterations", "rl_updates", "il_iterations", "il_updates", "train_success_rate",

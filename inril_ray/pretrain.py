@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from inril_ray.config import config
 from inril_ray.demos.store import DemoStore
 from inril_ray.policies.base import Policy
+from inril_ray.progress import steps
 from inril_ray.types import DemoBatch, InrilError
 
 
@@ -79,7 +80,7 @@ def pretrain(
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     batches = dropped = 0
-    for epoch in range(config.num_epochs):
+    for epoch in steps(range(config.num_epochs), "cloning, epochs", config.num_epochs):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, epoch)
         for batch in _batches(demos, rng, config):

@@ -19,7 +19,7 @@ from inril_ray.demos.store import DemoArrays, DemoInfo
 from inril_ray.experiment import ExperimentConfig, load_demos, resolved
 from inril_ray.metrics import Ended, Tracker
 from inril_ray.registry import resolve
-from inril_ray.run_dir import claimed, provenance, write_json
+from inril_ray.run_dir import check_pretrained, claimed, provenance, write_json
 from inril_ray.session import STOPPED, Session, StopRequest
 from inril_ray.terminal import plain
 from inril_ray.tracking import TRACKERS
@@ -60,6 +60,8 @@ def run(
         InrilError: see the parts.
         SystemExit: SIGTERM stopped the run; see :class:`StopRequest`.
     """
+    if not resume:
+        check_pretrained(config)
     demos = load_demos(config) if demos is None else demos
 
     def tell(text: str) -> None:  # some of it comes from files

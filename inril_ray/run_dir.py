@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from inril_ray import __version__, checkpoint
-from inril_ray.config import fingerprint, flat, merge
-from inril_ray.experiment import ExperimentConfig, load_config, resolved
+from inril_ray.config import fingerprint, flat, merge, shown
+from inril_ray.experiment import ExperimentConfig, build_policy, load_config, resolved, task_spec
+from inril_ray.presets import check_start
 from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError
 
@@ -120,6 +121,35 @@ def read_pretrained(run_dir: Path) -> dict[str, Any]:
     """Return the weights of a run's cloned policy."""
     place = run_dir / "pretrained" / "iteration_000000"
     return checkpoint.part(checkpoint.read(place), "policy", of=place)
+
+
+def check_pretrained(config: ExperimentConfig) -> None:
+    """Refuse to start from the cloned policy of a run of another task or with other networks.
+
+    Raises:
+        InrilError: it is none, or another; names what differs.
+    """
+    if config.pretrained is None:
+        return
+    check_start(config.pretrained)
+    try:
+        there = read_config(Path(config.pretrained))
+    except InrilError as error:
+        raise InrilError(f"pretrained = {config.pretrained!r}: {error}") from None
+    for key in ("task", "policy"):
+        before, now = getattr(there, key), getattr(config, key)
+        if before != now:
+            raise InrilError(
+                f"pretrained = {config.pretrained!r}: the {key} of that run is {before}, that of this one {now}."
+            )
+    before, now = (flat({k: resolved(c)[k] for k in ("actor", "env")}) for c in (there, config))
+    differing = [f"{k} = {shown(before.get(k))} there, {shown(v)} here" for k, v in now.items() if v != before.get(k)]
+    if differing and _shapes(there) != _shapes(config):
+        raise InrilError(f"pretrained = {config.pretrained!r}: its networks are others ({'; '.join(differing)}).")
+
+
+def _shapes(config: ExperimentConfig) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in build_policy(config, task_spec(config)).state_dict().items()}
 
 
 def read_acting(run_dir: Path, folder: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Knows no Ray: :mod:`inril_ray.tune` runs what is planned here, and tells how eac
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 
-from inril_ray.config import build, config, fingerprint, merge, nested, read_yaml, to_dict
-from inril_ray.experiment import ExperimentConfig, load_config, resolved, shipped_config
+from inril_ray.config import LocalPath, StoreUri, build, config, fingerprint, flat, merge, nested, to_dict
+from inril_ray.experiment import ExperimentConfig, load_config, resolved
+from inril_ray.presets import named_config, sweep_values
 from inril_ray.run_dir import read_json
 from inril_ray.statistics import (
     Measure,
@@ -39,6 +41,8 @@ CLONING_KEYS = ("task", "demos", "policy", "seed", "env", "actor", "pretrain")
 """Sections of a configuration that decide what a cloned policy is."""
 MAX_NAMED = 6
 """Settings that the sentence on the winner names."""
+PATHS: dict[str, Any] = {"demos": LocalPath, "tracking.mlflow_uri": StoreUri}
+"""Keys of paths that a sweep may set."""
 PBT_KEYS = (
     "rl.actor_lr", "rl.critic_lr", "rl.clip_ratio", "rl.discount", "rl.gae_lambda",
     "interleave.every", "interleave.il_lr", "interleave.il_steps", "interleave.bc_weight",
@@ -150,7 +154,7 @@ def read_sweep(path: Path) -> SweepConfig:
     Raises:
         InrilError: it can't be read, or asks for what there is not; names the key.
     """
-    sweep = build(SweepConfig, read_yaml(path))
+    sweep = build(SweepConfig, sweep_values(path))
     check(sweep)
     return sweep
 
@@ -222,10 +226,27 @@ def draw(sweep: SweepConfig, rng: np.random.Generator) -> dict[str, Any]:
 
 def shared_config(sweep: SweepConfig) -> dict[str, Any]:
     """Return what the configuration that a sweep names holds; nothing where it names none."""
-    if not sweep.config:
-        return {}
-    path = Path(sweep.config)
-    return read_yaml(path) if path.suffix in (".yaml", ".yml") else shipped_config(sweep.config)
+    return named_config(sweep.config) if sweep.config else {}
+
+
+def located(sweep: SweepConfig) -> SweepConfig:
+    """Return a sweep that means the same in whatever directory it is read, as Tune gives each trial one of its own.
+
+    Its paths are absolute, and what the file that it names holds is in its base.
+    """
+    base = flat(merge(shared_config(sweep), sweep.base))
+    space = {k: [_located(k, v) for v in vs] if isinstance(vs, list) else vs for k, vs in sweep.space.items()}
+    return dataclasses.replace(
+        sweep,
+        config=None,
+        base=nested({key: _located(key, value) for key, value in base.items()}),
+        space=space,
+        arms=tuple({key: _located(key, value) for key, value in arm.items()} for arm in sweep.arms),
+    )
+
+
+def _located(key: str, value: Any) -> Any:
+    return TypeAdapter(PATHS[key]).validate_python(value) if key in PATHS and isinstance(value, str) else value
 
 
 def plan_hash(sweep: SweepConfig) -> str:

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import sys
 import threading
 from typing import Any
+
+STAND_INS = {"…": "...", "–": "-", "−": "-", "×": "x", "→": "->", "½": "1/2", "°": " deg", "ρ": "rho", "\u00a0": " "}
+"""What is printed of our own characters where a terminal, a pipe or a log has no place for them."""
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(STAND_INS.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing), error.end
+
+
+codecs.register_error("inril", _stand_in)
+
+
+def print_in_any_encoding() -> None:
+    """Let this process print any text, whatever encoding its output has: what has no place there is spelled out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it may have been replaced, as by a test or a notebook
+            stream.reconfigure(errors="inril")
 
 
 def is_text(value: str) -> bool:

@@ -14,6 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from inril_ray.algorithms import ALGORITHMS
+from inril_ray.config import keys_of
+from inril_ray.experiment import ExperimentConfig
+from inril_ray.policies import POLICIES
+from inril_ray.presets import KEYS
+from inril_ray.registry import resolve
+from inril_ray.sweep import SweepConfig
 from tests.fakes import tiny_learner, tiny_rollouts
 
 FOLDER = Path(__file__).parent / "golden"
@@ -94,7 +101,25 @@ def path_of(case: str) -> Path:
     return FOLDER / f"{case}.json"
 
 
+def all_keys() -> dict[str, Any]:
+    """Return what the package's list of keys must hold."""
+    return {
+        "config": keys_of(ExperimentConfig),
+        "rl": {name: keys_of(resolve(ALGORITHMS, name, "algorithm").Config) for name in ALGORITHMS},
+        "actor": {name: keys_of(resolve(POLICIES, name, "policy").Config) for name in POLICIES},
+        "sweep": keys_of(SweepConfig),
+    }
+
+
+def write_keys() -> None:
+    path = Path(__file__).parents[1] / "inril_ray" / "presets" / KEYS
+    before, now = path.read_text() if path.exists() else "", json.dumps(all_keys(), indent=1) + "\n"
+    print(f"{KEYS}: {'unchanged' if now == before else 'changed'}")
+    path.write_text(now)
+
+
 def main() -> None:
+    write_keys()
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("*.json"):
         if old.stem not in CASES:

@@ -18,7 +18,7 @@ from inril_ray.losses.policy_gradient import exponential_weights
 from inril_ray.losses.returns import gae
 from inril_ray.losses.value import value_loss
 from inril_ray.policies.base import Policy
-from inril_ray.policies.networks import ValueNetwork
+from inril_ray.policies.networks import ResidualDepth, ValueNetwork
 from inril_ray.replay import Transitions
 from inril_ray.types import Rollout
 
@@ -32,6 +32,7 @@ class AWRConfig(OffPolicyConfig):
     buffer_size: PositiveInt = 3000
     num_critics: Annotated[int, Field(ge=0, le=0)] = 0
     """No action values."""
+    critic_num_hidden: ResidualDepth = 3
     critic_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Steps of the critic for each of the actor."""
     td_lambda: UnitFloat = 0.95

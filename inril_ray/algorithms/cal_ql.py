@@ -17,6 +17,7 @@ from inril_ray.config import config
 from inril_ray.losses.returns import returns_to_go
 from inril_ray.policies.base import Policy
 from inril_ray.policies.tanh_gaussian import TanhGaussianPolicy
+from inril_ray.progress import steps
 from inril_ray.replay import Transitions
 from inril_ray.types import Rollout
 
@@ -64,8 +65,9 @@ class CalQL(SoftActorCritic):
     def updates(self, num_updates: int, generator: torch.Generator) -> Iterator[Update]:
         """Yield what is left of the offline phase, then the iteration's updates."""
         assert self.demos is not None
-        while self.offline_done < self.config.offline_updates:
-            self.offline_done += 1
+        wanted = self.config.offline_updates
+        for done in steps(range(self.offline_done, wanted), "offline updates", wanted - self.offline_done):
+            self.offline_done = done + 1
             yield Update(minibatch=self.demos.sample(self.config.batch_size, generator))
         yield from super().updates(num_updates, generator)
 

@@ -15,7 +15,7 @@ from inril_ray.algorithms.off_policy import Choosing, OffPolicyAlgorithm, OffPol
 from inril_ray.config import config
 from inril_ray.losses.value import ensemble_loss, expectile_loss, td_target
 from inril_ray.policies.base import Action, Policy
-from inril_ray.policies.networks import ValueNetwork
+from inril_ray.policies.networks import ResidualDepth, ValueNetwork
 from inril_ray.replay import Transitions
 from inril_ray.types import EnvSpec
 
@@ -26,6 +26,7 @@ class IDQLConfig(OffPolicyConfig):
 
     actor_lr: Annotated[float, Field(gt=0)] = 1e-5
     polyak: UnitFloat = 0.001
+    critic_num_hidden: ResidualDepth = 3
     expectile: UnitFloat = 0.8
     """Of the action values that the state value regresses to."""
     num_samples: PositiveInt = 10

@@ -27,7 +27,7 @@ from inril_ray.losses.policy_gradient import clipped_surrogate, normalized
 from inril_ray.losses.returns import RewardScaler, gae
 from inril_ray.losses.value import explained_variance, value_loss
 from inril_ray.policies.base import Policy
-from inril_ray.policies.networks import Activation, ValueNetwork
+from inril_ray.policies.networks import Activation, ResidualDepth, ValueNetwork
 from inril_ray.types import InrilError, Rollout
 
 VALUE_CHUNK = 65_536
@@ -47,6 +47,7 @@ class OnPolicyConfig(AlgorithmConfig):
     gae_lambda: UnitFloat = 0.95
     clip_ratio: PositiveFloat = 0.01
     value_coef: NonNegativeFloat = 0.5
+    critic_num_hidden: ResidualDepth = 3
     critic_activation: Activation = "mish"
     target_kl: PositiveFloat | None = 1.0
     """Stop the iteration's updates when a minibatch's approximate KL exceeds this."""

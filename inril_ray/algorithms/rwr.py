@@ -133,7 +133,7 @@ class RWR(Algorithm):
             weight = np.minimum(np.exp(np.minimum(scaled, 80.0)), cfg.max_weight).astype(np.float32)
 
         def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+            return torch.from_numpy(np.array(array, np.float32, order="C")).to(self.device)
 
         return FinishedEpisodes(
             obs=tensor(rollout.obs[chosen]),

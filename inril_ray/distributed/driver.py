@@ -5,8 +5,10 @@ It never touches tensors. Fragments go from worker to learner by reference; the 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from ray.util import get_current_placement_group
 from inril_ray import health
 from inril_ray.backend import deal
 from inril_ray.demos.store import DemoArrays
+from inril_ray.distributed.board import Board
 from inril_ray.distributed.cluster import start_ray
 from inril_ray.distributed.demo_service import DemoService
 from inril_ray.distributed.gauges import GaugeTracker
@@ -28,10 +31,12 @@ from inril_ray.distributed.weights import WeightRefs
 from inril_ray.distributed.workers import FragmentMeta, LearnerActor, RolloutWorker
 from inril_ray.experiment import ExperimentConfig, task_spec
 from inril_ray.metrics import Tracker
+from inril_ray.progress import tell
 from inril_ray.types import EpisodeStats, InrilError
 
 START_TIMEOUT_S = 300.0
 LEARNER_TIMEOUT_S, PRETRAIN_TIMEOUT_S = 3600.0, 7 * 24 * 3600.0
+STARTING = "starting processes"
 STORE_SHARE = 0.5
 """Share of the object store that fragments may fill."""
 
@@ -101,14 +106,19 @@ class RayBackend:
         # Values, not references: what a worker returned stays on its node and would be lost with it.
         self._states: list[Any] = [None] * config.compute.num_workers
         self.workers: list[Any] = [None] * config.compute.num_workers
-        starting = [self.learner.start.remote(config, handle), *map(self._spawn, range(config.compute.num_workers))]
+        self._board = Board(uuid.uuid4().hex)
+        starting = [
+            self.learner.start.remote(config, handle, self._board),
+            *map(self._spawn, range(config.compute.num_workers)),
+        ]
         self._flights: dict[int, Flight] = {}
         self._finished_at: list[float] = []
         self._learned_at: float | None = None
         self._generation = 0
         self._refs: Any = None
-        for ref, (_, who) in zip(starting, self._actors(), strict=True):
-            self._get(self._started(ref, who), START_TIMEOUT_S, who)
+        for done, (ref, (_, who)) in enumerate(zip(starting, self._actors(), strict=True)):
+            self._get(self._started(ref, who, (STARTING, done, len(starting))), START_TIMEOUT_S, who)
+        tell(STARTING, len(starting), len(starting))
         for i, worker in enumerate(self.workers):
             self._states[i] = self._get(worker.state_dict.remote(), START_TIMEOUT_S, f"rollout worker {i}")
 
@@ -142,13 +152,36 @@ class RayBackend:
     def _actors(self) -> list[tuple[Any, str]]:
         return [(self.learner, "learner"), *((w, f"rollout worker {i}") for i, w in enumerate(self.workers))]
 
-    def _started(self, ref: Any, who: str) -> Any:
+    def _learning(self, ref: Any, timeout_s: float) -> Any:
+        """Wait for something that takes the learner long, and pass on what it tells; return the answer.
+
+        Raises:
+            InrilError: see :meth:`_get`.
+        """
+        end, phase = time.monotonic() + timeout_s, ""
+        while time.monotonic() < end and not ray.wait([ref], timeout=1.0)[0]:
+            if told := self._board.read():
+                phase, *_ = told
+                tell(*told)
+        tell(phase, 1, 1)
+        return self._get(ref, max(0.0, end - time.monotonic()), "learner")
+
+    def _started(self, ref: Any, who: str, phase: tuple[str, int, int] | None = None) -> Any:
         """Wait until an actor has been placed and built, or has failed; return the reference of its start.
+
+        Args:
+            ref: that reference.
+            who: names the actor.
+            phase: which this is part of.
 
         Raises:
             InrilError: it was not within ``START_TIMEOUT_S``; says what the cluster has free.
         """
-        placed, _ = ray.wait([ref], timeout=START_TIMEOUT_S)
+        end, placed = time.monotonic() + START_TIMEOUT_S, []
+        while not placed and time.monotonic() < end:
+            placed, _ = ray.wait([ref], timeout=1.0)
+            if phase and not placed:
+                tell(*phase)
         if not placed:
             free = ray.available_resources()
             raise InrilError(
@@ -284,7 +317,7 @@ class RayBackend:
         if self.config.compute.mode == "pipelined":
             for index in range(len(self.workers)):
                 self._launch(index)
-        metrics = self._get(learning, LEARNER_TIMEOUT_S, "learner")
+        metrics = self._learning(learning, LEARNER_TIMEOUT_S)
         idle_since, self._learned_at = self._learned_at or start, time.perf_counter()
         self._publish(everything=False)
         return metrics | {
@@ -311,7 +344,7 @@ class RayBackend:
     # -- the rest of the contract -------------------------------------------------------------------------------------
     def pretrain(self) -> dict[str, float]:
         """Clone the demonstrations."""
-        result = self._get(self.learner.pretrain.remote(), PRETRAIN_TIMEOUT_S, "learner")
+        result = self._learning(self.learner.pretrain.remote(), PRETRAIN_TIMEOUT_S)
         self._publish(everything=True)
         return result
 
@@ -391,6 +424,8 @@ class RayBackend:
         """End the actors; the cluster stays."""
         for actor, _ in self._actors():
             ray.kill(actor, no_restart=True)
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            self._board.clear()
 
 
 def _in_order(parts: list[EpisodeStats], num_envs: int) -> EpisodeStats:

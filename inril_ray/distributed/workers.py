@@ -12,9 +12,11 @@ from typing import Any
 import ray
 import torch
 
+from inril_ray.distributed.board import Board
 from inril_ray.distributed.demo_service import fetch
 from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
 from inril_ray.experiment import ExperimentConfig, WorkerParts, build_learner, policy_weights
+from inril_ray.progress import tell_from_now_on
 from inril_ray.types import EpisodeStats, FloatArray, InrilError, Rollout
 
 
@@ -121,14 +123,16 @@ class RolloutWorkerShell:
 class LearnerShell:
     """The learner's process, on a GPU when it was given one; ``start`` builds it."""
 
-    def start(self, config: ExperimentConfig, demos: list[Any]) -> None:
+    def start(self, config: ExperimentConfig, demos: list[Any], board: Board) -> None:
         """Build policy and algorithm.
 
         Args:
             config: of the run.
             demos: handle of the demonstration service.
+            board: where long phases are told of.
         """
         hide_foreign_gpus()
+        tell_from_now_on(board)
         torch.set_num_threads(config.compute.learner_threads)
         self.config = config
         self.learner = build_learner(config, fetch(demos))

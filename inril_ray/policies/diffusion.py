@@ -19,7 +19,7 @@ from inril_ray.config import config
 from inril_ray.losses.imitation import gaussian_log_prob, noise_prediction_loss
 from inril_ray.policies.base import Action, Normalizer, Policy, Timesteps
 from inril_ray.policies.denoising import DDIMNoise, DenoisingSchedule, at
-from inril_ray.policies.networks import Activation, DiffusionMLP
+from inril_ray.policies.networks import Activation, DiffusionMLP, ResidualDepth
 from inril_ray.policies.unet import Film, UNet1D, check_unet_sizes
 from inril_ray.types import EnvSpec, NormalizerStats
 
@@ -80,7 +80,7 @@ class DiffusionConfig(DenoisingConfig):
     """Sizes and noise of a diffusion policy with an MLP. Defaults are DPPO's for Robomimic Lift."""
 
     hidden_dim: PositiveInt = 512
-    num_hidden: PositiveInt = 3
+    num_hidden: ResidualDepth = 3
     step_embedding_dim: EmbeddingDim = 16
     activation: Activation = "mish"
     layer_norm: bool = False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from inril_ray.config import config
 from inril_ray.losses.imitation import gaussian_log_prob
 from inril_ray.policies.base import Action, Normalizer, Policy, Timesteps
-from inril_ray.policies.networks import Activation, ResidualMLP
+from inril_ray.policies.networks import Activation, ResidualDepth, ResidualMLP
 from inril_ray.types import EnvSpec, NormalizerStats
 
 LOG_PROB_RANGE = (-5.0, 2.0)
@@ -25,7 +25,7 @@ class GaussianConfig:
     prediction_horizon: PositiveInt = 4
     """H, actions in a chunk; all are executed."""
     hidden_dim: PositiveInt = 512
-    num_hidden: PositiveInt = 3
+    num_hidden: ResidualDepth = 3
     activation: Activation = "mish"
     init_std: Annotated[float, Field(gt=0)] = 0.1
     """Standard deviation at the start, normalised units."""

@@ -9,14 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"mish": nn.Mish, "relu": nn.ReLU}
 Activation = Literal["mish", "relu"]
 LAYER_NORM_EPS = 1e-6
+
+
+def _odd(number: int) -> int:
+    if number % 2 == 0:
+        raise ValueError("a residual MLP has an odd number of hidden layers: the first, and two in each block")
+    return number
+
+
+ResidualDepth = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+"""Hidden layers of a residual MLP."""
 
 
 class StepEmbedding(nn.Module):

@@ -39,6 +39,7 @@ from inril_ray.sweep import (
     base_key,
     confirmation,
     gather,
+    located,
     plan_hash,
     settings_of,
     trial_config,
@@ -116,6 +117,7 @@ def run_sweep(
     if plan and plan.get("hash") != identity:
         changed = f" (its plan, or {sweep.config}, was another)" if sweep.config else ""
         raise InrilError(f"{directory} holds another sweep{changed}; choose another --out.")
+    sweep = located(sweep)
     settings = settings_of(sweep)
     # What these two draw starts from one policy; `check` sees to it.
     drawn = [Setting(overrides=_first_point(sweep))] if sweep.method in ("optuna", "pbt") else []

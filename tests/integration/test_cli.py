@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ import pytest
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from inril_ray.cli import main, parser
+from inril_ray.experiment import load_config, resolved
+from inril_ray.run_dir import write_json
 from inril_ray.tracking.jsonl import read_metrics
 
 pytestmark = pytest.mark.sim
@@ -26,9 +32,12 @@ def inril(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def trained(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("cli") / "run"
-    assert inril("train", "--config", tiny_file, "--local", "--out", out) == 0
-    return out
+    """Return a run whose demonstrations and directory were named from where the command was typed."""
+    folder = tmp_path_factory.mktemp("cli")
+    shutil.copy(resources.files("inril_ray.data") / "lift_scripted.hdf5", folder / "lift.hdf5")
+    with contextlib.chdir(folder):
+        assert inril("train", "--config", tiny_file, "--demos", "lift.hdf5", "--local", "--out", "run") == 0
+    return folder / "run"
 
 
 def test_train_writes_a_report(trained: Path) -> None:
@@ -41,7 +50,10 @@ def test_train_prints_and_saves_the_resolved_configuration(trained: Path) -> Non
     assert config["interleave"]["every"] == 2
 
 
-def test_resume_extends_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_extends_a_run_from_elsewhere(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     changes = ["--set", "num_iterations=5", "--set", "compute.rollout_timeout_s=60", "--set", "checkpoint.keep=1"]
     assert inril("train", "--resume", trained, "--local", *changes) == 0
     assert "Resumed at iteration 4" in capsys.readouterr().out
@@ -62,6 +74,56 @@ def test_eval_reproduces_the_summary(trained: Path, policy: str, capsys: pytest.
     assert metrics["eval_return"] == pytest.approx(
         json.loads((trained / "summary.json").read_text())[policy]["eval_return"], abs=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--backend", "stock"), "stock simulator: success"),
+        (("--set", "env.max_episode_steps=8"), "fast simulator: success"),
+    ],
+)
+def test_eval_takes_other_settings_of_the_task(
+    trained: Path, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inril("eval", trained, "--episodes", 1, *arguments) == 0
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--backend", "cpu"), "No intact checkpoint in"),  # the simulator is fine; this run has no policy yet
+        (("--backend", "warp"), "No intact checkpoint in"),
+        (("--set", "env.furniture.perturbation=0.1"), "No intact checkpoint in"),
+        (("--backend", "fast"), "env.backend = 'fast': furniture/one_leg_low has cpu, warp."),
+        (("--set", "env.furniture.x=1"), "Unknown configuration key 'env.furniture.x'"),
+        (("--set", "seed=1"), "only env. keys"),
+        (("--set", "env=1"), "a key is missing"),
+    ],
+)
+def test_eval_asks_the_task_for_its_simulators(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "config.json", {"config": resolved(load_config([{"task": "furniture/one_leg_low"}]))})
+    assert inril("eval", tmp_path, *arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupted_run_says_how_to_go_on(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: Any, out: Path, *_: Any, **__: Any) -> None:
+        (out / "checkpoints" / "iteration_000000" if begun else out).mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inril_ray.run.run", interrupted)
+    monkeypatch.chdir(tmp_path)
+    assert inril("train", "--config", "demo", "--local") == 130
+    (out,) = Path("runs").iterdir()
+    again = f"inril train --resume {out} --local" if begun else f"the same command with --out {out}"
+    assert capsys.readouterr().err == f"inril: interrupted; go on with: {again}\n"
 
 
 def test_verdict_compares_paired_seeds(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +199,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(
     command = ("train", "--config", tiny_file, "--local", "--out", tmp_path)
     assert inril(*command) == 1
     assert capsys.readouterr().err == (
-        "inril: No space left on device. Make room; a run goes on with: inril train --resume RUN_DIRECTORY\n"
+        f"inril: No space left on device. Make room; go on with: inril train --resume {tmp_path} --local\n"
     )
     (tmp_path / "metrics.jsonl").unlink()
     assert inril(*command) == 0
@@ -171,6 +233,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tiny_file: Path, tmp_path: P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         for _ in range(6):
@@ -237,7 +300,7 @@ def test_flags_are_frozen() -> None:
     shared = ["--algorithm", "--config", "--demos", "--help", "--schedule", "--seed", "--separation", "--set", "--task"]
     assert flags == {
         "train": sorted([*shared, "--out", "--resume", "--local"]),
-        "eval": ["--backend", "--episodes", "--help", "--policy", "--video"],
+        "eval": ["--backend", "--episodes", "--help", "--policy", "--set", "--video"],
         "verdict": sorted([*shared, "--seeds", "--out", "--bc-reg", "--local"]),
         "sweep": ["--help", "--local", "--max-hours", "--out"],
         "demos": ["--help"],

@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 import ray
 
+from inril_ray import progress
 from inril_ray.backend import LocalBackend
+from inril_ray.distributed.board import Board
 from inril_ray.distributed.cluster import _silence
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend, connect
 from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
-from inril_ray.distributed.workers import RolloutWorker
+from inril_ray.distributed.workers import LearnerShell, RolloutWorker
 from inril_ray.envs.base import COUNTERS
 from inril_ray.experiment import build_policy, load_config, load_demos, policy_weights, resolved, task_spec
+from inril_ray.progress import steps, told_to
 from inril_ray.run import run
 from inril_ray.run_dir import read_config
 from inril_ray.types import EpisodeStats, InrilError
@@ -339,6 +342,36 @@ def test_weights_survive_flattening() -> None:
 
 def test_a_cluster_answers_as_the_driver_knocks() -> None:
     assert _silence(ray.get_runtime_context().gcs_address) is None
+
+
+def test_the_learner_tells_the_driver_how_far_a_long_phase_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    @ray.remote
+    def work(board: Board) -> str:
+        with told_to(board):
+            for _ in steps(range(30), "cloning, epochs", 30):
+                time.sleep(0.1)
+        return "done"
+
+    told: list[Any] = []
+    backend = object.__new__(RayBackend)
+    backend._board = Board("a test's")
+    with told_to(lambda *what: told.append(what)):
+        assert backend._learning(work.remote(backend._board), 60.0) == "done"
+    assert ("cloning, epochs", 1, 1) == told[-1], "it ends"
+    assert all(phase == "cloning, epochs" and 0 <= done <= 30 for phase, done, _ in told)
+    assert len({done for _, done, _ in told[:-1]}) > 1
+    backend._board.clear()
+    assert backend._board.read() is None
+
+
+def test_a_learner_tells_of_its_cloning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_listeners", [])
+    told: list[Any] = []
+    config = config_with()
+    shell = LearnerShell()
+    shell.start(config, DemoService(load_demos(config)).handle, lambda *what: told.append(what))  # type: ignore[arg-type]
+    shell.pretrain()
+    assert told[0] == ("cloning, epochs", 0, 5) and told[-1] == ("cloning, epochs", 5, 5)
 
 
 def test_too_small_a_cluster_is_refused() -> None:

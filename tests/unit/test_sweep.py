@@ -65,7 +65,7 @@ def test_a_grid_is_every_combination_and_the_arms() -> None:
     assert len({s.key for s in settings}) == 5
     config = trial_config(GRID, settings[3], 7, pretrained=Path("base"))
     assert (config.interleave.every, config.separation, config.seed) == (5, "naive", 7)
-    assert config.pretrained == "base"
+    assert config.pretrained == str(Path("base").resolve())
     assert not config.video
 
 
