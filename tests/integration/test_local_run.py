@@ -60,7 +60,7 @@ def test_what_a_filling_replay_needs_is_said_at_the_start(monkeypatch: pytest.Mo
     config = {
         **TINY,
         "algorithm": "sac",
-        "actor": {"hidden_dims": [16]},
+        "actor": {"hidden_dims": [16], "prediction_horizon": 4},
         "rl": small,
         "guard": guard,
         "rollout": envs_50,
