@@ -160,6 +160,7 @@ def test_gather_chooses_the_best_mean_of_the_settings_with_most_seeds(tmp_path: 
     chosen = rows["m = 5, upgrad"]
     assert result["chosen"] == chosen["key"], "one seed of 99 % is luckier than two of 82 %"
     assert result["winner"] is None, "two seeds don't tell"
+    assert len(result["tied"]) == 4, "lower means, but intervals that are not below"
     assert chosen["mean"]["value"] == pytest.approx(0.82)
     assert chosen["mean"]["low"] < 0.7 and chosen["mean"]["high"] > 0.9, "between two seeds"
     assert chosen["beats_control"]["value"] == 1.0
