@@ -105,6 +105,7 @@ def test_convert_with_other_names(capsys: pytest.CaptureFixture[str], tmp_path: 
     capsys.readouterr()
     assert load(target).hash_content() == load(BUNDLED, lift()).hash_content()
     told = printed(capsys, "inspect", path, "--task", "robomimic/lift", "--key", "object=object-state")
+    assert "not stated" not in told
     assert told["states"].startswith("robots Panda; controller OSC_POSE; kind of actions delta; frame of actions world")
 
 

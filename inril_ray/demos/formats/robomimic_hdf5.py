@@ -179,6 +179,7 @@ def interface(env_args: Mapping[str, Any]) -> Interface:
         robots=None if robots is None else (robots,) if isinstance(robots, str) else tuple(map(str, robots)),
         control_hz=None if hz is None else float(hz),
         rewards=None if shaping is None else "dense" if shaping else "sparse",
+        changed_by=(),  # robomimic makes the environment again from these arguments alone
         **merged,
     )
 
