@@ -38,7 +38,8 @@ DPPO: Values = {
     "actor.denoising_steps": 20, "actor.ddim_steps": None, "actor.finetuned_steps": 10, "actor.step_embedding_dim": 16,
 }  # fmt: skip
 ROBOMIMIC: Values = {
-    **CLONING, "rl.discount": 0.999, "rl.critic_warmup_iterations": 1, "rl.num_epochs": 10, "rollout.reset_each": True,
+    **CLONING, "rl.discount": 0.999, "rl.critic_warmup_iterations": 1, "rl.num_epochs": 10, "rl.time_limits": "next_episode",
+    "rollout.reset_each": True,
     "rollout.num_envs": 50, "interleave.il_batch_size": 256, "interleave.il_lr": 1e-4,
     "interleave.il_weight_decay": 1e-6,
 }  # fmt: skip
@@ -70,11 +71,12 @@ GYM_DPPO: Values = {
     "actor.action_horizon": 4,
     "num_iterations": training(1000), "rollout.num_envs": 40, "rollout.num_decisions": 500, "rollout.reset_each": False,
     "rl.discount": 0.99, "rl.minibatch_size": 50_000, "rl.num_epochs": 5, "rl.clip_ratio_base": 0.01,
-    "rl.critic_warmup_iterations": 0, "rl.denoising_discount": 0.99, "interleave.every": 10,
+    "rl.critic_warmup_iterations": 0, "rl.denoising_discount": 0.99, "rl.time_limits": "terminal", "interleave.every": 10,
 }  # fmt: skip
 FURNITURE_DPPO: Values = {
     **DPPO, **CLONING, "pretrain.num_epochs": 8000, "num_iterations": training(1000), "rollout.num_envs": 1000,
     "rl.discount": 0.999, "rl.num_epochs": 5, "rl.critic_warmup_iterations": 0, "rl.critic_hidden_dim": 512,
+    "rl.time_limits": "terminal",
     "rl.clip_ratio": 0.001, "rl.clip_ratio_base": 0.001, "rl.denoising_discount": 0.9, "rl.actor_lr": 1e-5,
     "rl.actor_min_lr": 1e-6, "rl.lr_warmup_iterations": 10, "rl.lr_decay_iterations": 10_000,
     "actor.min_sampling_std": 0.04, "actor.denoising_steps": 100, "actor.ddim_steps": 5, "actor.finetuned_steps": 5,
