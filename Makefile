@@ -12,7 +12,7 @@ FOREIGN := $(if $(filter $(CURDIR)/%,$(abspath $(VENV))),,$(if $(wildcard $(BIN)
 
 .PHONY: help setup demo demos test test-drills fuzz test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
-	bench-gpu bench-rllib bench-sweeps bench-rllib-learning bench-soak audit clean
+	bench-gpu bench-rllib bench-sweeps bench-rllib-learning bench-soak bench-time-limits audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -130,6 +130,9 @@ bench-rllib: $(READY)  ## RLlib's PPO against ours, and the plug-in inside RLlib
 
 bench-rllib-learning: $(READY)  ## PPO and SAC of RLlib on InvertedPendulum with and without imitation, 18 minutes
 	$(BIN)/python -m benchmarks.rllib_learning
+
+bench-time-limits: $(READY)  ## what should follow a time limit: fifteen runs of Lift, an hour
+	$(BIN)/python -m benchmarks.time_limits
 
 bench-soak: $(READY)  ## a run of two hours on Ray: growth of memory, handles, threads and disk
 	$(BIN)/python -m benchmarks.soak
