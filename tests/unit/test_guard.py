@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -79,6 +80,51 @@ def test_the_run_length_is_that_of_published_tables() -> None:
     """Slack 0.5, both sides: 168 values to height 4, 465 to height 5 (Montgomery, Statistical Quality Control)."""
     assert run_length(4.0) / 2 == pytest.approx(168.0, rel=0.01)
     assert run_length(5.0) / 2 == pytest.approx(465.0, rel=0.01)
+
+
+@pytest.mark.parametrize("action", ["none", "warn", "stop", "rollback"])
+def test_the_level_is_shared_among_both_bounds_of_every_evaluation_there_may_be(action: str) -> None:
+    """A collapse is a pair of bounds, two a look. Early warnings may ask for as many looks again as are planned, and
+    each roll-back may repeat all of them."""
+    guard = CollapseGuard(GuardConfig(false_alarm=0.06, action=action, max_rollbacks=2), 90, 5)  # type: ignore[arg-type]
+    looks = 10 * (3 if action == "rollback" else 1)
+    outcomes = [1.0] * 12 + [0.0] * 8
+    judged = guard.judge(0.6, outcomes, 7)
+    expected = stats.binomtest(12, 20).proportion_ci(1 - 2 * 0.06 / (2 * looks), "exact")  # two-sided
+    assert judged.text == f"score 60.0, at most {100 * expected.high:.1f}"
+    assert guard.state_dict()["best"] == {"low": pytest.approx(expected.low), "score": 0.6, "iteration": 7.0}
+    assert judged.best and not judged.collapsed
+
+
+def test_a_watch_sums_standardised_excess_less_its_slack() -> None:
+    """By hand: the limit is half the first values' mean of 1, and the noise that of their changes 0.2 and -0.1."""
+    watch = Watch(0.5, relative=True, warmup=3, height=0.6)
+    assert not any(watch.observe(x) for x in (0.9, 1.1, 1.0))
+    noise = math.sqrt((0.4**2 + 0.2**2) / 2 / 2) * math.sqrt(2 / stats.chi2.ppf(0.05, 2))
+    assert not watch.observe(1.0)
+    first = (1.0 / 0.5 - 1.0) / noise - 0.5
+    assert watch.sum == pytest.approx(first) and 0.5 < first < 0.6
+    assert not watch.observe(0.5)
+    assert watch.sum == pytest.approx(first - 0.5)
+    assert not watch.observe(0.1)
+    assert watch.sum == 0.0, "what is below the limit is not saved up"
+    assert watch.observe(2.0)
+    assert watch.sum == 0.0, "an alarm starts the sum anew"
+
+
+def test_the_noise_of_a_watch_is_that_of_differences_at_the_upper_end_of_its_interval() -> None:
+    values = [1.0, 1.3, 0.9, 1.6, 1.2]
+    watch = Watch(2.0, relative=False, warmup=5, height=10.0)
+    for value in values:
+        watch.observe(value)
+    variance = np.mean((np.diff(values) / 2.0) ** 2) / 2  # a difference has twice the variance of a value
+    expected = math.sqrt(variance * 4 / stats.chi2.ppf(0.05, 4))
+    watch.observe(9.0)
+    assert watch.sum == pytest.approx((9.0 / 2.0 - 1.0) / expected - 0.5)
+    still = Watch(2.0, relative=False, warmup=3, height=1e9)
+    for value in (1.0, 1.0, 1.0, 2.2):
+        still.observe(value)
+    assert still.sum == pytest.approx(0.1 / 0.01 - 0.5), "a floor, or anything would be infinitely unlikely"
 
 
 def watched(values: np.ndarray, *, relative: bool = True) -> list[int]:
