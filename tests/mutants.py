@@ -4,8 +4,8 @@ The changes are mutmut's. Everything is imported and every test is collected onc
 that swaps one code object and runs the tests that execute the changed lines, the quickest first, until one fails.
 
 Not mutated, by rule: annotations, decorators, docstrings, imports, ``len`` and ``isinstance``, sentences (string
-literals with a space), and the defaults of fields (settings, which the tests of the presets hold). A string literal is
-changed in one way only. What is left and can't be told from the original is listed with its reason in
+literals with a space), ``zip``'s ``strict`` (which only refuses what can't come), and the defaults of fields (settings,
+which the tests of the presets hold). A string literal is changed in one way only. What is left and can't be told from the original is listed with its reason in
 ``equivalent_mutants.toml``.
 
 Run some groups with ``python -m tests.mutants guard theory``, and only the last survivors with ``--survivors``.
@@ -139,7 +139,7 @@ class _Visitor(cst.CSTVisitor):
             for kind, operator in mutation_operators:
                 if isinstance(node, kind):
                     for mutated in operator(node):
-                        if not isinstance(node, cst.SimpleString) or mutated.value[1:3] == "XX":
+                        if _counts(node, mutated):
                             self.found.append((".".join(names), self._lines(node), defined, node, mutated))
         return True
 
@@ -162,6 +162,8 @@ class _Visitor(cst.CSTVisitor):
             return True
         if isinstance(node, cst.SimpleString):
             return " " in node.value
+        if isinstance(node, cst.Arg):
+            return node.keyword is not None and node.keyword.value == "strict"
         if isinstance(node, cst.AnnAssign) and self.scope and isinstance(self.scope[-1], cst.ClassDef):
             return True
         return (
@@ -169,6 +171,16 @@ class _Visitor(cst.CSTVisitor):
             and isinstance(node.func, cst.Name)
             and node.func.value in ("len", "isinstance", "TypeVar", "super")
         )
+
+
+def _counts(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
+    """Leave out all ways but one to change a string, and the changes of a call's argument ``strict``."""
+    if isinstance(node, cst.SimpleString):
+        return mutated.value[1:3] == "XX"
+    if isinstance(node, cst.Call) and isinstance(mutated, cst.Call):
+        before, after = ([a for a in c.args if a.keyword and a.keyword.value == "strict"] for c in (node, mutated))
+        return len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True))
+    return True
 
 
 def files_of(group: str) -> list[str]:
@@ -269,6 +281,8 @@ def _apply_definitions(
             for names in modules:
                 if name in names and names[name] is before:
                     names[name] = new
+        elif type(new).__module__ == module.__name__ and not isinstance(new, type | FunctionType):
+            vars(old[name]).update(vars(new))  # a constant of a class of this module keeps its identity
     fresh = [f for f in gc.get_objects() if isinstance(f, FunctionType) and f.__globals__ is namespace]
     for function in fresh:
         for target in live.get(function.__code__.co_qualname, ()):

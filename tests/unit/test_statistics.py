@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from inril_ray.statistics import (
     interquartile_mean,
     mean_estimate,
+    measure_of,
     probability_of_improvement,
     rate,
     score_text,
@@ -43,6 +45,24 @@ def test_results_in_words():
     score = {"score": 0.35149, "score_low": -0.302, "score_high": 0.40, "eval_return": 1129.7}
     assert score_text(score) == "score 35.1 [-30.2, 40.0] (return 1130)"
     assert score_text({**score, "success_rate": 0.35149}) == "success 35.1 % [-30.2, 40.0]"
+
+
+def test_a_rate_of_one_trial():
+    z = 1.959963984540054
+    assert rate(0, 1).high == pytest.approx(z * z / (1 + z * z))
+    assert (rate(0, 1).low, rate(1, 1).high) == (0.0, 1.0)
+
+
+def test_what_is_printed_beside_a_number():
+    """The words of every plot, table and report; other modules take them from here."""
+    assert dataclasses.asdict(measure_of({"success_rate": 0.5, "score": 0.5})) == {
+        "word": "success", "name": "success rate", "unit": " %", "axis": "Success rate (%)",
+        "axis_range": (0.0, 100.0), "points": "percentage points", "interval": "95 % Wilson interval",
+    }  # fmt: skip
+    assert dataclasses.asdict(measure_of({"score": 0.5})) == {
+        "word": "score", "name": "score", "unit": "", "axis": "Score (0: random policy, 100: expert)",
+        "axis_range": None, "points": "points", "interval": "95 % Student-t interval",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 4)])
@@ -98,3 +118,70 @@ def test_probability_of_improvement_counts_pairs_and_half_of_ties():
     same = probability_of_improvement(control, control, num_samples=400)
     assert same.value == 0.5
     assert same.low < 0.5 < same.high
+
+
+BIG = 2.0**25
+"""From here on float32 has no odd numbers: sums of such scores must be in float64."""
+
+
+def test_statistics_are_computed_in_float64():
+    values = np.array([BIG, BIG + 4, BIG + 8, BIG + 8], np.float32)
+    assert mean_estimate(values).value == BIG + 5
+    assert interquartile_mean(values) == BIG + 6
+    estimate = stratified_bootstrap([values[:2], values[2:]], num_samples=100)
+    assert estimate.value == BIG + 6
+    half = mean_estimate(values[:2])
+    assert half.high - half.value == pytest.approx(12.706204736174694 * 2.0)  # t with one degree of freedom x s / sqrt 2
+
+
+def resamples(seed: int, count: int, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """What the documented generator draws, one array [count, size] after the other."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(size, size=(count, size)) for size in sizes]
+
+
+def percentiles(samples: np.ndarray) -> tuple[float, float]:
+    """2.5 and 97.5 %, linear between order statistics, without numpy's own."""
+    ordered, ends = np.sort(samples), []
+    for share in (0.025, 0.975):
+        at = share * (len(ordered) - 1)
+        low = int(at)
+        high = min(low + 1, len(ordered) - 1)
+        ends.append(float(ordered[low] + (at - low) * (ordered[high] - ordered[low])))
+    return ends[0], ends[1]
+
+
+def middle(values: np.ndarray) -> float:
+    """Mean of what is left without a quarter of the values at each end, rounded down."""
+    cut = len(values) // 4
+    return float(np.sort(values)[cut : len(values) - cut].mean())
+
+
+@pytest.mark.parametrize("settings", [{}, {"seed": 3, "num_samples": 400}])
+def test_bootstrap_by_hand(settings):
+    strata = [np.array([0.1, 0.7, 0.4, 0.9, 0.3]), np.array([0.2, 0.8, 0.5])]
+    paired = [np.array([0.2, 0.1, 0.4, 0.6, 0.3]), np.array([0.9, 0.1, 0.2])]
+    draws = resamples(settings.get("seed", 0), settings.get("num_samples", 10_000), (5, 3))
+
+    def resampled(scores: list[np.ndarray]) -> np.ndarray:
+        return np.array([middle(np.concatenate([s[d] for s, d in zip(scores, row)])) for row in zip(*draws)])
+
+    alone = stratified_bootstrap(strata, **settings)
+    assert alone.value == pytest.approx(middle(np.concatenate(strata)))
+    assert (alone.low, alone.high) == pytest.approx(percentiles(resampled(strata)))
+    difference = stratified_bootstrap(strata, paired=paired, **settings)
+    assert difference.value == pytest.approx(middle(np.concatenate(strata)) - middle(np.concatenate(paired)))
+    expected = percentiles(resampled(strata) - resampled(paired))
+    assert (difference.low, difference.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"seed": 3, "num_samples": 400}])
+def test_probability_of_improvement_by_hand(settings):
+    x, y = np.array([0.1, 0.7, 0.4, 0.9]), np.array([0.2, 0.4, 0.8])
+    i, j = resamples(settings.get("seed", 0), settings.get("num_samples", 10_000), (4, 3))
+    samples = [
+        sum((a > b) + 0.5 * (a == b) for a in x[rows] for b in y[columns]) / 12 for rows, columns in zip(i, j)
+    ]
+    estimate = probability_of_improvement(x, y, **settings)
+    assert estimate.value == pytest.approx((0 + 2 + 1.5 + 3) / 12)
+    assert (estimate.low, estimate.high) == pytest.approx(percentiles(np.array(samples)))
