@@ -245,10 +245,14 @@ def codes_of(code: CodeType) -> Iterator[CodeType]:
             yield from codes_of(const)
 
 
-def apply(mutant: Mutant) -> None:
-    """Make this process run the changed code."""
+def apply(mutant: Mutant, live: Mapping[str, list[FunctionType]]) -> None:
+    """Make this process run the changed code.
+
+    Args:
+        mutant: the change.
+        live: :func:`live_functions` of its file.
+    """
     path = str(PACKAGE / mutant.file)
-    live = live_functions(path)
     if mutant.defined:
         return _apply_definitions(importlib.import_module(module_name(mutant.file)), mutant, path, live)
     by_name = defaultdict(list)
@@ -324,6 +328,8 @@ class Runner:
         results = json.loads(RESULTS.read_text())["groups"] if RESULTS.exists() else {}
         before = results.get(self.group)
         mutants = mutants_of(self.group)
+        self.live = {file: live_functions(str(PACKAGE / file)) for file in files_of(self.group)}
+        gc.freeze()  # children share its pages
         outcomes: dict[str, list[str]] = defaultdict(list)
         for i, mutant in enumerate(mutants):
             if mutant.name in equivalent:
@@ -356,7 +362,7 @@ class Runner:
         def child() -> int:
             resource.setrlimit(resource.RLIMIT_CPU, (int(limit_s) + 1, int(limit_s) + 60))
             try:
-                apply(mutant)
+                apply(mutant, self.live[mutant.file])
             except ValueError:
                 return 2
             except Exception:  # a changed definition that can't even be executed

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from inril_ray.guard import CollapseGuard, GuardConfig, Watch, bounds, height_of, run_length
+from inril_ray.guard import Bounds, CollapseGuard, GuardConfig, Watch, bounds, height_of, run_length
 from inril_ray.types import InrilError
 
 
@@ -32,6 +32,21 @@ def test_bounds_of_returns_are_students() -> None:
     values = [0.2, 0.5, 0.9, 0.4]
     found, t = bounds(values, 0.025), stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((t.low, t.high))
+
+
+def test_bounds_of_one_return_are_none_and_two_have_some() -> None:
+    assert bounds([0.3], 0.025) == Bounds(low=-math.inf, high=math.inf)
+    found, reach = bounds([0.2, 0.6], 0.025), 12.706204736174694 * 0.2  # t with one degree of freedom x s / sqrt 2
+    assert (found.low, found.high) == pytest.approx((0.4 - reach, 0.4 + reach))
+    assert bounds([0.3, 1.0], 0.025) != bounds([0.0, 1.0], 0.025), "1 and 0 alone are counts"
+
+
+@pytest.mark.parametrize(("false_alarm", "num_values"), [(0.2, 1), (0.2, 0), (0.05, 30), (0.01, 1000)])
+def test_the_height_is_where_the_run_length_is_what_is_wanted(false_alarm: float, num_values: int) -> None:
+    """Alarms of noise come as a Poisson process does: none within n with probability exp(-n / run length)."""
+    height = height_of(false_alarm, num_values)
+    assert 1.0 - math.exp(-max(num_values, 1) / run_length(height)) == pytest.approx(false_alarm)
+    assert (0.0 < height < 1.0) == (num_values < 2)
 
 
 def test_a_policy_that_never_gets_worse_is_hardly_ever_called_collapsed() -> None:
