@@ -5,8 +5,8 @@ that swaps one code object and runs the tests that execute the changed lines, th
 
 Not mutated, by rule: annotations, decorators, docstrings, imports, ``len`` and ``isinstance``, sentences (string
 literals with a space), ``zip``'s ``strict`` (which only refuses what can't come), and the defaults of fields (settings,
-which the tests of the presets hold). A string literal is changed in one way only. What is left and can't be told from the original is listed with its reason in
-``equivalent_mutants.toml``.
+which the tests of the presets hold). A string literal is changed in one way only. What is left and can't be told from
+the original is listed with its reason in ``equivalent_mutants.toml``.
 
 Run some groups with ``python -m tests.mutants guard theory``, and only the last survivors with ``--survivors``.
 """
@@ -265,9 +265,7 @@ def apply(mutant: Mutant, live: Mapping[str, list[FunctionType]]) -> None:
     return None
 
 
-def _apply_definitions(
-    module: ModuleType, mutant: Mutant, path: str, live: Mapping[str, list[FunctionType]]
-) -> None:
+def _apply_definitions(module: ModuleType, mutant: Mutant, path: str, live: Mapping[str, list[FunctionType]]) -> None:
     """Take over constants, class variables and defaults, which are made when the module is executed."""
     namespace: dict[str, Any] = {"__name__": module.__name__, "__file__": path}
     exec(compile(mutant.source, path, "exec"), namespace)
@@ -338,7 +336,9 @@ class Runner:
                 outcome = "timeout" if mutant.name in before["timed_out"] else "killed"
             else:
                 tests = _quickest(mutant, covering, seconds)
-                chosen = sorted((item for item in session.items if item.nodeid in tests), key=lambda x: seconds[x.nodeid])
+                chosen = sorted(
+                    (item for item in session.items if item.nodeid in tests), key=lambda x: seconds[x.nodeid]
+                )
                 outcome = self._try(mutant, chosen, 10 + 5 * sum(seconds[t] for t in tests)) if chosen else "survived"
                 if outcome != "killed":
                     print(f"{i + 1}/{len(mutants)} {outcome} ({len(chosen)} tests): {mutant.name}", flush=True)

@@ -74,8 +74,8 @@ RUN: dict[str, Any] = {
     "compute": {"device": "cpu"},
     "video": False,
 }  # fmt: skip
-"""A run on the fake task, whose arithmetic another processor does the same up to rounding: contacts of a simulator would
-make more of it. The task must be registered; see :mod:`tests.fakes`."""
+"""A run on the fake task, whose arithmetic another processor does the same up to rounding; contacts of a simulator
+would make more of it. The task must be registered; see :mod:`tests.fakes`."""
 RUN_CASE = "train"
 Trace = list[dict[str, float]]
 

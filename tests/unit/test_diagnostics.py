@@ -152,7 +152,7 @@ def test_base_plans_are_those_of_the_base_as_it_is_now_with_the_same_noise() -> 
 
 
 def test_the_probe_draws_its_own_noise_once() -> None:
-    """Asked again, it says the same of the same policy, whatever was drawn in between; it draws from no global stream."""
+    """Asked again, it says the same of the same policy; it draws from no global stream."""
     learner = tiny_learner()
     probe = Probe(learner.demos, CPU)
     first = probe.losses(learner.policy)

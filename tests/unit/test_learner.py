@@ -408,9 +408,7 @@ def stepped_rates(learner, rollouts) -> dict[str, list[float]]:
     """The learning rate at every step of every optimiser."""
     rates: dict[str, list[float]] = {name: [] for name in learner.optimizers()}
     handles = [
-        optimizer.register_step_pre_hook(
-            lambda o, args, kwargs, seen=rates[name]: seen.append(o.param_groups[0]["lr"])
-        )
+        optimizer.register_step_pre_hook(lambda o, args, kwargs, seen=rates[name]: seen.append(o.param_groups[0]["lr"]))
         for name, optimizer in learner.optimizers().items()
     ]
     run(learner, rollouts)
@@ -454,9 +452,7 @@ def test_the_theory_counts_the_rates_that_were_stepped(monkeypatch, scale, setti
     learner.scale_steps(scale)
     seen = []
     observe = learner.theory.observe
-    monkeypatch.setattr(
-        learner.theory, "observe", lambda e, context, p: seen.append(context) or observe(e, context, p)
-    )
+    monkeypatch.setattr(learner.theory, "observe", lambda e, context, p: seen.append(context) or observe(e, context, p))
     rates = stepped_rates(learner, rollouts_for(learner, 3))
     falling = [1e-4 + 9e-4 * 0.5 * (1 + math.cos(math.pi * i / 3)) for i in range(3)]
     assert [c.rl_lr for c in seen] == pytest.approx([scale * rate for rate in falling])

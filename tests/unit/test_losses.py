@@ -28,6 +28,13 @@ def test_noise_prediction_loss_is_the_mean_over_all_elements():
     assert noise_prediction_loss(predicted, noise).item() == pytest.approx((1 + 4 + 4 + 16) / 4)
 
 
+def test_noise_prediction_loss_weighs_rows():
+    error = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]], dtype=torch.float64)
+    weight = torch.tensor([3.0, 0.5], dtype=torch.float64)
+    # 3 (1 + 4) / 2 and 0.5 (9 + 16) / 2, mean of both
+    assert noise_prediction_loss(error, torch.zeros_like(error), weight).item() == pytest.approx(6.875)
+
+
 def test_noise_prediction_loss_refuses_to_broadcast():
     with pytest.raises(ValueError, match="shapes differ"):
         noise_prediction_loss(torch.zeros(2, 3, 1), torch.zeros(2, 3, 2))
@@ -120,6 +127,18 @@ def test_surrogate_survives_a_huge_log_ratio():
     assert kl.isfinite()
 
 
+def test_surrogate_limits_log_ratios_to_twenty_on_both_sides():
+    for log_ratio, limited in ((25.0, 20.0), (-25.0, -20.0), (19.5, 19.5)):
+        log_prob = torch.tensor([log_ratio], dtype=torch.float64)
+        _, kl, _ = clipped_surrogate(log_prob, torch.zeros(1, dtype=torch.float64), torch.ones(1).double(), 0.1)
+        assert kl.item() == pytest.approx(math.exp(limited) - 1 - limited, rel=1e-12)
+
+
+def test_a_ratio_at_its_limit_is_not_clipped():
+    _, _, fraction = clipped_surrogate(torch.zeros(3), torch.zeros(3), torch.ones(3), 0.0)
+    assert fraction.item() == 0.0
+
+
 def test_surrogate_refuses_to_broadcast():
     with pytest.raises(ValueError, match="shapes differ"):
         clipped_surrogate(torch.zeros(3, 1), torch.zeros(3), torch.zeros(3), 0.1)
@@ -130,6 +149,8 @@ def test_normalized_advantages():
     y = normalized(torch.tensor(x)).numpy()
     np.testing.assert_allclose(y, (x - x.mean()) / x.std(ddof=1), rtol=1e-6)
     assert normalized(torch.full((4,), 2.0)).abs().max() == 0
+    tiny = torch.tensor([0.0, 2e-8], dtype=torch.float64)  # a deviation of sqrt 2 e-8, and 1e-8 on top
+    assert normalized(tiny).tolist() == pytest.approx([-1 / (math.sqrt(2) + 1), 1 / (math.sqrt(2) + 1)])
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -144,6 +165,7 @@ def test_explained_variance():
     assert explained_variance(returns + 7, returns).item() == pytest.approx(1.0)
     assert explained_variance(torch.zeros(4), returns).item() == pytest.approx(0.0)
     assert explained_variance(-returns, returns).item() == pytest.approx(-3.0)
+    assert explained_variance(0.5 * returns / 10, returns / 10).item() == pytest.approx(0.75)  # in any units
     assert explained_variance(torch.zeros(3), torch.ones(3)).isfinite()
 
 

@@ -131,7 +131,8 @@ def test_statistics_are_computed_in_float64():
     estimate = stratified_bootstrap([values[:2], values[2:]], num_samples=100)
     assert estimate.value == BIG + 6
     half = mean_estimate(values[:2])
-    assert half.high - half.value == pytest.approx(12.706204736174694 * 2.0)  # t with one degree of freedom x s / sqrt 2
+    # Student's t with one degree of freedom, times s / sqrt 2.
+    assert half.high - half.value == pytest.approx(12.706204736174694 * 2.0)
 
 
 def resamples(seed: int, count: int, sizes: tuple[int, ...]) -> list[np.ndarray]:
@@ -164,7 +165,12 @@ def test_bootstrap_by_hand(settings):
     draws = resamples(settings.get("seed", 0), settings.get("num_samples", 10_000), (5, 3))
 
     def resampled(scores: list[np.ndarray]) -> np.ndarray:
-        return np.array([middle(np.concatenate([s[d] for s, d in zip(scores, row)])) for row in zip(*draws)])
+        return np.array(
+            [
+                middle(np.concatenate([s[d] for s, d in zip(scores, row, strict=True)]))
+                for row in zip(*draws, strict=True)
+            ]
+        )
 
     alone = stratified_bootstrap(strata, **settings)
     assert alone.value == pytest.approx(middle(np.concatenate(strata)))
@@ -180,7 +186,8 @@ def test_probability_of_improvement_by_hand(settings):
     x, y = np.array([0.1, 0.7, 0.4, 0.9]), np.array([0.2, 0.4, 0.8])
     i, j = resamples(settings.get("seed", 0), settings.get("num_samples", 10_000), (4, 3))
     samples = [
-        sum((a > b) + 0.5 * (a == b) for a in x[rows] for b in y[columns]) / 12 for rows, columns in zip(i, j)
+        sum((a > b) + 0.5 * (a == b) for a in x[rows] for b in y[columns]) / 12
+        for rows, columns in zip(i, j, strict=True)
     ]
     estimate = probability_of_improvement(x, y, **settings)
     assert estimate.value == pytest.approx((0 + 2 + 1.5 + 3) / 12)
