@@ -190,7 +190,10 @@ def apply(mutant: Mutant, live: Mapping[str, list[FunctionType]]) -> None:
             continue
         lines = sorted({f.__code__.co_firstlineno for f in functions})
         for function in functions:
-            function.__code__ = by_name[name][lines.index(function.__code__.co_firstlineno)]
+            code = by_name[name][lines.index(function.__code__.co_firstlineno)]
+            if not code.co_freevars:  # a change that drops `super()` needs no cell, but the function has one
+                code = code.replace(co_freevars=function.__code__.co_freevars)
+            function.__code__ = code
     return None
 
 

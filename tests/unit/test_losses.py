@@ -287,6 +287,20 @@ def test_running_moments_before_and_without_spread():
     assert moments.std == 1.0
 
 
+def test_running_moments_of_what_is_finite():
+    moments = RunningMoments()
+    moments.update(np.array([1.0, np.nan, 3.0, np.inf, -np.inf, 5.0]))
+    assert moments.count == pytest.approx(3.0 + 1e-4, rel=1e-12)
+    moments.update(np.array([np.nan]))
+    assert moments.mean == pytest.approx(9.0 / (3.0 + 1e-4))
+
+
+def test_running_moments_of_one_value_spread_from_the_prior_at_zero():
+    moments = RunningMoments()
+    moments.update(np.array([3.0], np.float32))
+    assert moments.std == pytest.approx(3.0 / math.sqrt(1.0 + 1e-4))
+
+
 def test_running_moments_state_round_trip():
     a, b = RunningMoments(), RunningMoments()
     a.update(np.arange(9.0))
@@ -326,6 +340,22 @@ def test_reward_scaler_clips_and_keeps_the_sign():
     assert scaled[100, 0] == 10.0
     assert scaled[300, 0] == -10.0
     assert scaled[0, 0] > 0
+
+
+def test_a_reward_that_is_not_finite_counts_as_none_in_the_return():
+    rewards = np.array([[1.0, 2.0, np.nan], [np.inf, -np.inf, 4.0], [3.0, 5.0, 6.0]])
+    never, scaler = np.zeros((3, 3), bool), RewardScaler(3, discount=0.5)
+    scaler(rewards, never, True)
+    assert scaler.returns.tolist() == [0.25 + 3.0, 0.5 + 5.0, 2.0 + 6.0]
+    history, _ = scaled_by_hand(np.where(np.isfinite(rewards), rewards, 0.0), never, np.zeros(3), 0.5)
+    assert scaler.moments.std == pytest.approx(history.std(ddof=1), rel=1e-3)
+
+
+def test_a_reward_scaler_starts_anew_with_other_environments():
+    scaler = RewardScaler(2, discount=0.5)
+    scaler(np.ones((1, 2)), np.zeros((1, 2), bool), True)
+    scaler(np.ones((1, 3)), np.zeros((1, 3), bool), False)
+    assert scaler.returns.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_reward_scaler_continues_the_return_across_rollouts_unless_reset():
