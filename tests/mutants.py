@@ -256,7 +256,14 @@ def main() -> None:
     if unknown := set(args.groups) - set(GROUPS):
         parser.error(f"unknown groups {sorted(unknown)}; there are {', '.join(GROUPS)}")
     options = ["-o", "addopts=--import-mode=importlib", "-s", "-p", "no:terminal", "-p", "no:xdist", "-p"]
-    options += ["no:cacheprovider", "--timeout=60", "-m", "not ray and not sim and not slow and not fuzz"]
+    options += [
+        "no:cacheprovider",
+        "-p",
+        "no:faulthandler",
+        "--timeout=60",
+        "-m",
+        "not ray and not sim and not slow and not fuzz",
+    ]
     for group in args.groups or GROUPS:
         tests = [str(ROOT / "tests" / "unit" / f"test_{name}.py") for name in GROUPS[group].tests]
         status = pytest.main([*options, *tests], plugins=[Runner(group, args.survivors)])

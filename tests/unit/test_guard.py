@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from inril_ray.guard import Bounds, CollapseGuard, GuardConfig, Watch, bounds, height_of, run_length
+from inril_ray.guard import Bounds, CollapseGuard, GuardConfig, Judgement, Watch, bounds, height_of, run_length
 from inril_ray.types import InrilError
 
 
@@ -112,19 +112,55 @@ def test_the_level_is_shared_among_both_bounds_of_every_evaluation_there_may_be(
 
 
 def test_a_watch_sums_standardised_excess_less_its_slack() -> None:
-    """By hand: the limit is half the first values' mean of 1, and the noise that of their changes 0.2 and -0.1."""
+    """By hand: the level is half the first values' mean of 2, and the noise that of their changes 0.4 and -0.2."""
     watch = Watch(0.5, relative=True, warmup=3, height=0.6)
-    assert not any(watch.observe(x) for x in (0.9, 1.1, 1.0))
+    assert not any(watch.observe(x) for x in (1.8, 2.2, 2.0))
     noise = math.sqrt((0.4**2 + 0.2**2) / 2 / 2) * math.sqrt(2 / stats.chi2.ppf(0.05, 2))
-    assert not watch.observe(1.0)
-    first = (1.0 / 0.5 - 1.0) / noise - 0.5
+    assert not watch.observe(2.0)
+    first = (2.0 - 1.0) / noise - 0.5
     assert watch.sum == pytest.approx(first) and 0.5 < first < 0.6
-    assert not watch.observe(0.5)
+    assert not watch.observe(1.0)
     assert watch.sum == pytest.approx(first - 0.5)
     assert not watch.observe(0.1)
     assert watch.sum == 0.0, "what is below the limit is not saved up"
-    assert watch.observe(2.0)
+    assert watch.observe(4.0)
     assert watch.sum == 0.0, "an alarm starts the sum anew"
+
+
+def test_a_watch_of_no_height_gives_no_alarm_below_its_limit() -> None:
+    watch = Watch(3.0, relative=False, warmup=3, height=0.0)
+    assert not any(watch.observe(x) for x in (1.0, 1.1, 1.0, 1.1, 3.0))
+    assert watch.observe(9.0)
+
+
+def test_multiples_of_a_loss_that_touched_zero_are_not_watched() -> None:
+    watch = Watch(3.0, relative=True, warmup=3, height=0.0)
+    assert not any(watch.observe(x) for x in (0.0, 1.0, 1.0, 50.0, 50.0))
+
+
+def test_the_imitation_loss_is_watched_by_multiples_and_the_divergence_as_it_is() -> None:
+    guard = CollapseGuard(GuardConfig(kl_limit=5.0, il_loss_factor=3.0, warmup=3), 10, 4)
+    assert guard.rollbacks == 0
+    for _ in range(3):
+        assert guard.warnings({"kl_base": 2.0, "il_probe_loss": 2.0}) == []
+    assert guard.warnings({"kl_base": 4.9, "il_probe_loss": 5.9}) == []
+    assert guard.warnings({"kl_base": 99.0, "il_probe_loss": 99.0}) == [
+        "il_probe_loss is 99 and has been above 6.",
+        "kl_base is 99 and has been above 5.",
+    ]
+
+
+def test_what_a_judgement_says() -> None:
+    guard = CollapseGuard(GuardConfig(tolerance=0.0), 20, 3)
+    assert guard.best_iteration is None
+    same = [0.5] * 4  # without spread both bounds are the score
+    assert guard.judge(0.5, same, 3) == Judgement(collapsed=False, best=True, text="score 50.0, at most 50.0")
+    assert guard.best_iteration == 3
+    text = "; the best was 50.0 at iteration 3, at least 50.0"
+    again = guard.judge(0.5, same, 4)
+    assert again == Judgement(collapsed=False, best=False, text=f"score 50.0, at most 50.0{text}"), "not less, not more"
+    assert guard.judge(0.25, [0.25] * 4, 5).collapsed
+    assert guard.best_iteration == 3
 
 
 def test_the_noise_of_a_watch_is_that_of_differences_at_the_upper_end_of_its_interval() -> None:

@@ -130,6 +130,10 @@ def test_statistics_are_computed_in_float64():
     assert interquartile_mean(values) == BIG + 6
     estimate = stratified_bootstrap([values[:2], values[2:]], num_samples=100)
     assert estimate.value == BIG + 6
+    # The larger one of two draws from the first task and one of the second are left: 4 and 8, or 0 and 8.
+    assert (estimate.low, estimate.high) == (BIG + 4, BIG + 6)
+    # In float32 BIG + 1 is BIG: a tie.
+    assert probability_of_improvement(np.array([BIG + 1]), np.array([BIG], np.float32), num_samples=1).value == 1.0
     half = mean_estimate(values[:2])
     # Student's t with one degree of freedom, times s / sqrt 2.
     assert half.high - half.value == pytest.approx(12.706204736174694 * 2.0)
@@ -183,12 +187,10 @@ def test_bootstrap_by_hand(settings):
 
 @pytest.mark.parametrize("settings", [{}, {"seed": 3, "num_samples": 400}])
 def test_probability_of_improvement_by_hand(settings):
-    x, y = np.array([0.1, 0.7, 0.4, 0.9]), np.array([0.2, 0.4, 0.8])
-    i, j = resamples(settings.get("seed", 0), settings.get("num_samples", 10_000), (4, 3))
-    samples = [
-        sum((a > b) + 0.5 * (a == b) for a in x[rows] for b in y[columns]) / 12
-        for rows, columns in zip(i, j, strict=True)
-    ]
+    x, y = np.array([0.1, 0.7, 0.4, 0.9, 0.35, 0.6, 0.75]), np.array([0.2, 0.4, 0.8, 0.55, 0.3])
+    i, j = resamples(settings.get("seed", 0), settings.get("num_samples", 10_000), (7, 5))
+    first, second = x[i][:, :, None], y[j][:, None, :]
+    samples = ((first > second) + 0.5 * (first == second)).mean(axis=(1, 2))
     estimate = probability_of_improvement(x, y, **settings)
-    assert estimate.value == pytest.approx((0 + 2 + 1.5 + 3) / 12)
-    assert (estimate.low, estimate.high) == pytest.approx(percentiles(np.array(samples)))
+    assert estimate.value == pytest.approx((0 + 4 + 2.5 + 5 + 2 + 4 + 4) / 35)
+    assert (estimate.low, estimate.high) == pytest.approx(percentiles(samples))
