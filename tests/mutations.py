@@ -177,11 +177,16 @@ def apply(mutant: Mutant, live: Mapping[str, list[FunctionType]]) -> None:
     Args:
         mutant: the change.
         live: :func:`live_functions` of its file.
+
+    Raises:
+        ValueError: its functions are not loaded, or have other closures.
     """
     path = str(PACKAGE / mutant.file)
     if mutant.defined:
         module = ".".join(("inril_ray", *Path(mutant.file).with_suffix("").parts))
         return _apply_definitions(importlib.import_module(module), mutant, path, live)
+    if not live:
+        raise ValueError(f"No function of {mutant.file} is loaded.")
     by_name = defaultdict(list)
     for code in codes_of(compile(mutant.source, path, "exec")):
         by_name[code.co_qualname].append(code)
