@@ -135,6 +135,16 @@ def test_what_can_t_be_measured_is_no_gain():
     assert alone.il_share == 1.0
 
 
+def test_a_noise_scale_needs_a_gradient_of_whatever_size():
+    for small, hidden in ((0.25, -1.0), (-1.0, 0.25)):
+        theory = InterleavingTheory()
+        pair = estimate(norm_sq_rl=small, norm_sq_il=hidden, variance_rl=0.5, variance_il=0.5)
+        theory.observe(pair, context(), 1.0)  # 500 and 256 samples
+        found = {name: value for name, value in theory.metrics().items() if name.startswith("noise_scale")}
+        sizes = {"noise_scale_rl": 500 * 0.5 / 0.25} if small > 0 else {"noise_scale_il": 256 * 0.5 / 0.25}
+        assert found == pytest.approx(sizes)
+
+
 def test_norms_are_floored_after_averaging_not_before():
     smoothed = SmoothedRelation(ema=0.5)
     smoothed.add(estimate(norm_sq_il=-1.0))
@@ -363,17 +373,39 @@ def test_double_descent(curve, flagged):
     assert double_descent(list(curve)) is flagged
 
 
-def test_smoothing_is_a_cubic_over_eleven_iterations():
-    """Least squares by hand; the ends are those of the first and the last window. The rise that counts as one is the
-    greatest share above the start."""
-    losses = 2 + 0.3 * HUMP + 0.1 * np.random.default_rng(14).normal(size=60)
-    smooth = []
-    for i in range(60):
-        first = min(max(i - 5, 0), 60 - 11)
-        smooth.append(np.polyval(np.polyfit(np.arange(11) - (i - first), losses[first : first + 11], 3), 0))
-    rise = max(smooth) / smooth[0] - 1
-    assert double_descent(list(losses), rise * (1 - 1e-6))
-    assert not double_descent(list(losses), rise * (1 + 1e-6))
+def smoothed_by_hand(losses: np.ndarray) -> list[float]:
+    """Cubics over eleven iterations, or the greatest odd number of fewer; the ends are those of the outer windows."""
+    window = min(11, len(losses) - 1 + len(losses) % 2)
+    result = []
+    for i in range(len(losses)):
+        first = min(max(i - window // 2, 0), len(losses) - window)
+        x = np.arange(first, first + window) - i
+        result.append(float(np.polyval(np.polyfit(x, losses[first : first + window], 3), 0)))
+    return result
+
+
+@pytest.mark.parametrize("length", [5, 6, 7, 10, 11, 12, 25])
+def test_double_descent_by_hand(length):
+    """Thresholds halfway between the smoothed values, so that one more value counts as a rise at each."""
+    rng, flagged = np.random.default_rng(length), []
+    for _ in range(30):
+        losses = rng.choice([-1.0, 1.0]) * 2.0 + rng.normal(size=length)
+        smooth = smoothed_by_hand(losses)
+        heights = sorted(x for x in smooth if x > smooth[0])
+        for low, high in zip([smooth[0], *heights], [*heights, heights[-1] + 1.0] if heights else [], strict=False):
+            limit, first = (low + high) / 2, None
+            for i, value in enumerate(smooth):
+                if value > limit:
+                    first = i
+                    break
+            expected = first is not None and any(value < smooth[0] for value in smooth[first:])
+            assert double_descent(list(losses), (limit - smooth[0]) / abs(smooth[0])) is expected
+            flagged.append(expected)
+    assert {True, False} == set(flagged)
+
+
+def test_the_gain_of_an_imitation_step_by_hand():
+    assert imitation_gain(2.0, 3.0, lr=0.1, smoothness_il=4.0) == pytest.approx(0.1 * 2.0 - 0.5 * 0.01 * 4.0 * 3.0)
 
 
 def test_double_descent_looks_through_noise():
