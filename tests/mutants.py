@@ -100,8 +100,7 @@ class Runner:
             raise session.Interrupted("A file of tests can't be imported.")
         covering, seconds = self._measure(session)
         equivalent = {e["mutant"]: e["reason"] for e in tomllib.loads(EQUIVALENT.read_text())["equivalent"]}
-        results = json.loads(RESULTS.read_text())["groups"] if RESULTS.exists() else {}
-        before = results.get(self.group)
+        before = _results().get(self.group)
         mutants = mutants_of(GROUPS[self.group].paths(), GROUPS[self.group].only)
         gc.unfreeze()  # of the group before: what is frozen is not found
         self.live = {file: live_functions(str(PACKAGE / file)) for file in GROUPS[self.group].paths()}
@@ -123,9 +122,9 @@ class Runner:
             outcomes[outcome].append(mutant.name)
         if outcomes["broken"]:
             raise RuntimeError(f"{len(outcomes['broken'])} mutants could not be applied.")
-        results[self.group] = _row(outcomes)
-        print(f"{self.group}: {_summary(results[self.group])}", flush=True)
-        _write(results)
+        row = _row(outcomes)
+        print(f"{self.group}: {_summary(row)}", flush=True)
+        _write({**_results(), self.group: row})
         return True
 
     def _run(self, items: list[pytest.Item]) -> bool:
@@ -210,6 +209,11 @@ def _quickest(
             break
         chosen.append(test)
     return chosen
+
+
+def _results() -> dict[str, Any]:
+    """Return the groups of the last results, which another process may have added to."""
+    return json.loads(RESULTS.read_text())["groups"] if RESULTS.exists() else {}
 
 
 def _row(outcomes: Mapping[str, list[str]]) -> dict[str, Any]:

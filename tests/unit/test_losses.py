@@ -299,6 +299,9 @@ def test_running_moments_of_one_value_spread_from_the_prior_at_zero():
     moments = RunningMoments()
     moments.update(np.array([3.0], np.float32))
     assert moments.std == pytest.approx(3.0 / math.sqrt(1.0 + 1e-4))
+    small = RunningMoments()
+    small.update(np.array([0.1, 0.3, 0.2]))
+    assert small.std == pytest.approx(0.1, rel=1e-3)
 
 
 def test_running_moments_state_round_trip():
