@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -244,3 +245,14 @@ def test_bounds_that_exclude_the_start_are_refused():
         build(AdaptiveConfig, {"rule": "cubic"})
     with pytest.raises(InrilError, match=r"ema = 1\.0"):
         build(AdaptiveConfig, {"ema": 1.0})
+
+
+def test_m_may_start_at_either_bound():
+    settings = AdaptiveConfig(min_every=3, max_every=9)
+    assert [AdaptiveSchedule(every, settings).every for every in (3, 9)] == [3, 9]
+
+
+def test_an_adaptive_schedule_is_made_of_the_sections_of_a_configuration():
+    interleave = SimpleNamespace(every=7, adaptive=AdaptiveConfig(rule="paper_sqrt", max_every=8))
+    schedule = AdaptiveSchedule.from_config(interleave)
+    assert (schedule.every, schedule.settings) == (7, interleave.adaptive)

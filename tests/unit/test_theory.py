@@ -103,6 +103,7 @@ def test_an_estimate_by_hand(pairs):
         return
     left_out = np.array([moments(np.delete(rl, i, axis=0), np.delete(il, i, axis=0)) for i in range(pairs)])
     np.testing.assert_allclose(found.covariance, (pairs - 1) * np.cov(left_out.T, ddof=0), rtol=1e-9)
+    assert found.rho_se == rho_se_of(found.inner, found.norm_sq_rl, found.norm_sq_il, found.covariance) < 1.0
 
 
 def test_rho_stays_within_one_and_needs_both_norms():
@@ -340,6 +341,9 @@ def test_theory_state_survives_json_and_its_metrics_are_in_the_table():
             theory.observe(estimate_relation(gram), context(i + 1, imitated=i % 4 == 3), probe[i])
     assert halves[1].state_dict() == whole.state_dict()
     assert halves[1].metrics() == whole.metrics()
+    resumed = InterleavingTheory()
+    resumed.load_state_dict(whole.state_dict())
+    assert resumed.metrics() == whole.metrics(), "before anything else is observed"
     assert set(whole.metrics()) == {
         *("rho_ema", "rho_ema_se", "noise_scale_rl", "noise_scale_il", "delta_il_rl", "beta_il_rl", "il_share"),
         "double_descent",
