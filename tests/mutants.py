@@ -103,7 +103,7 @@ class Runner:
         before = _results().get(self.group)
         mutants = mutants_of(GROUPS[self.group].paths(), GROUPS[self.group].only)
         gc.unfreeze()  # of the group before: what is frozen is not found
-        self.live = {file: live_functions(str(PACKAGE / file)) for file in GROUPS[self.group].paths()}
+        self.live = {file: live_functions(file) for file in GROUPS[self.group].paths()}
         gc.freeze()  # children share its pages
         outcomes: dict[str, list[str]] = defaultdict(list)
         for i, mutant in enumerate(mutants):

@@ -154,8 +154,14 @@ def _change(old: str, new: str) -> str:
 
 
 # -- applying one -----------------------------------------------------------------------------------------------------
-def live_functions(path: str) -> dict[str, list[FunctionType]]:
-    """Return the functions that were compiled from a file, by qualified name, from first to last line."""
+def module_of(file: str) -> ModuleType:
+    """Import a file of the package; plug-ins are not imported before somebody asks for them."""
+    return importlib.import_module(".".join(("inril_ray", *Path(file).with_suffix("").parts)))
+
+
+def live_functions(file: str) -> dict[str, list[FunctionType]]:
+    """Return the functions of a file of the package, by qualified name, from first to last line."""
+    path = module_of(file).__file__
     found = [o for o in gc.get_objects() if isinstance(o, FunctionType) and o.__code__.co_filename == path]
     by_name = defaultdict(list)
     for function in sorted(found, key=lambda f: f.__code__.co_firstlineno):
@@ -179,14 +185,13 @@ def apply(mutant: Mutant, live: Mapping[str, list[FunctionType]]) -> None:
         live: :func:`live_functions` of its file.
 
     Raises:
-        ValueError: its functions are not loaded, or have other closures.
+        ValueError: its functions are not found, or have other closures.
     """
     path = str(PACKAGE / mutant.file)
     if mutant.defined:
-        module = ".".join(("inril_ray", *Path(mutant.file).with_suffix("").parts))
-        return _apply_definitions(importlib.import_module(module), mutant, path, live)
+        return _apply_definitions(module_of(mutant.file), mutant, path, live)
     if not live:
-        raise ValueError(f"No function of {mutant.file} is loaded.")
+        raise ValueError(f"No function of {mutant.file} is found.")
     by_name = defaultdict(list)
     for code in codes_of(compile(mutant.source, path, "exec")):
         by_name[code.co_qualname].append(code)

@@ -29,6 +29,10 @@ def test_fixed_imitates_after_every_m_reinforcements(every, imitations):
     assert plan("fixed", every, 7) == ([1, 2, 3, 4, 5, 6, 7], imitations)
 
 
+def test_adaptive_begins_as_fixed_does():
+    assert plan("adaptive", 3, 7) == plan("fixed", 3, 7)
+
+
 def test_rl_only_never_imitates():
     assert plan("rl_only", 2, 6) == ([1, 2, 3, 4, 5, 6], [])
 
@@ -190,6 +194,7 @@ def test_m_holds_where_the_relation_is_not_known(rule):
     assert decided(7, relation(0.5, norm_rl=0.0), rule=rule) == 7
     assert decided(7, relation(0.5, norm_il=0.0), rule=rule) == 7
     assert decided(7, relation(1.0, norm_il=90.0), context(rl_steps=0), rule=rule) == 7
+    assert decided(7, relation(1.0, norm_il=90.0), context(rl_lr=0.0), rule=rule) == 7
     assert decided(7, relation(1.0, norm_il=90.0), rule=rule) != 7
 
 
