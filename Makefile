@@ -10,7 +10,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 # Who made an environment that is not ours: it is never changed.
 FOREIGN := $(if $(filter $(CURDIR)/%,$(abspath $(VENV))),,$(if $(wildcard $(BIN)/python),$(filter-out $(CURDIR),$(or $(shell cat $(OWNER) 2>/dev/null),another))))
 
-.PHONY: help setup demo demos test test-drills fuzz test-fast check format format-check lint types arch golden lock bench bench-sims \
+.PHONY: help setup demo demos test test-drills fuzz mutants test-fast check format format-check lint types arch golden lock bench bench-sims \
 	bench-ray bench-store bench-interleave bench-surgery bench-learning bench-algorithms bench-furniture bench-experts \
 	bench-gpu bench-rllib bench-sweeps bench-rllib-learning bench-soak bench-time-limits audit clean
 
@@ -58,6 +58,9 @@ test-drills: $(READY)  ## clusters that lose jobs and nodes, RLlib with several 
 
 fuzz: $(READY)  ## over 10,000 generated configurations, command lines, sweeps, checkpoints and damaged data sets
 	INRIL_FUZZ=25 $(BIN)/pytest -q -n 2 --dist load -m fuzz --timeout 3000
+
+mutants: $(READY)  ## change the mathematics in 3,000 ways and count what no test notices; an hour on one core
+	$(BIN)/python -m tests.mutants
 
 test-fast: $(READY)  ## run the tests that need neither Ray nor a simulator
 	$(BIN)/pytest -q -m "not ray and not sim and not slow"

@@ -348,8 +348,8 @@ def tiny_learner(
         algorithm, num_envs=num_envs, seed=network_seed + 1, policy=policy, demos=arrays, **(rl or {})
     )
     if double:
-        policy.double()
-        rl_algorithm.critic.double()
+        for module in (policy, *rl_algorithm.modules().values()):
+            module.double()
     default = "network" if policy.imitates_apart else "upgrad"
     config = build(
         InterleaveConfig, {"every": 2, "il_batch_size": 16, "relation_pairs": 2, "relation_every": 1, **interleave}

@@ -38,9 +38,8 @@ DPPO: Values = {
     "actor.denoising_steps": 20, "actor.ddim_steps": None, "actor.finetuned_steps": 10, "actor.step_embedding_dim": 16,
 }  # fmt: skip
 ROBOMIMIC: Values = {
-    **CLONING, "rl.discount": 0.999, "rl.critic_warmup_iterations": 1, "rl.num_epochs": 10, "rl.time_limits": "next_episode",
-    "rollout.reset_each": True,
-    "rollout.num_envs": 50, "interleave.il_batch_size": 256, "interleave.il_lr": 1e-4,
+    **CLONING, "rl.discount": 0.999, "rl.critic_warmup_iterations": 1, "rl.num_epochs": 10, "rollout.reset_each": True,
+    "rl.time_limits": "next_episode", "rollout.num_envs": 50, "interleave.il_batch_size": 256, "interleave.il_lr": 1e-4,
     "interleave.il_weight_decay": 1e-6,
 }  # fmt: skip
 ROBOMIMIC_UNET: Values = {**DPPO, **ROBOMIMIC, "rl.clip_ratio_base": 0.001, "rl.denoising_discount": 0.99}
@@ -71,7 +70,8 @@ GYM_DPPO: Values = {
     "actor.action_horizon": 4,
     "num_iterations": training(1000), "rollout.num_envs": 40, "rollout.num_decisions": 500, "rollout.reset_each": False,
     "rl.discount": 0.99, "rl.minibatch_size": 50_000, "rl.num_epochs": 5, "rl.clip_ratio_base": 0.01,
-    "rl.critic_warmup_iterations": 0, "rl.denoising_discount": 0.99, "rl.time_limits": "terminal", "interleave.every": 10,
+    "rl.critic_warmup_iterations": 0, "rl.denoising_discount": 0.99, "interleave.every": 10,
+    "rl.time_limits": "terminal",
 }  # fmt: skip
 FURNITURE_DPPO: Values = {
     **DPPO, **CLONING, "pretrain.num_epochs": 8000, "num_iterations": training(1000), "rollout.num_envs": 1000,

@@ -1,33 +1,42 @@
-"""Loss traces of the first ten updates, in float64 on a CPU: ``python -m tests.update_golden`` writes them anew.
+"""What learning does, in numbers: ``python -m tests.update_golden`` writes all of them anew and prints what moved.
 
-The cases are a sum, not a product: both algorithms, then every separation, then every schedule. Values are rounded to
-12 digits. A change of any of them is a change of what is learned: look at the printed difference before committing it.
+Losses of the first ten updates in float64 on a CPU, to 12 digits: the cases are a sum, not a product, every algorithm,
+then every separation, then every schedule. And ``train.json``: the metrics of a whole run of ten iterations, in float32
+as runs are, to 9 digits. Only one machine gives the same bits again; the tests say how far another may be off. A change
+of any of these numbers is a change of what is learned: look at the printed difference before committing it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from inril_ray.algorithms import ALGORITHMS
+from inril_ray.backend import Backend, LocalBackend
 from inril_ray.config import keys_of
-from inril_ray.experiment import ExperimentConfig
+from inril_ray.experiment import ExperimentConfig, load_config
 from inril_ray.policies import POLICIES
 from inril_ray.presets import KEYS
 from inril_ray.registry import resolve
+from inril_ray.run import run
 from inril_ray.sweep import SweepConfig
-from tests.fakes import tiny_learner, tiny_rollouts
+from tests.fakes import FAKE_TASK_NAME, fake_demos, register_fake_task, tiny_learner, tiny_rollouts
+from tests.integration.comparison import measured
 
 FOLDER = Path(__file__).parent / "golden"
 NUM_UPDATES = 10
 CASES: dict[str, dict[str, Any]] = {
     "dppo": {"algorithm": "dppo", "schedule": "fixed", "separation": "upgrad"},
     "ppo": {"algorithm": "ppo", "schedule": "fixed", "separation": "upgrad"},
+    **{name: {"algorithm": name} for name in ALGORITHMS if name not in ("dppo", "ppo")},
     "separation_cagrad": {"separation": "cagrad"},
     "separation_dualproj": {"separation": "dualproj"},
     "separation_mgda": {"separation": "mgda"},
@@ -42,6 +51,37 @@ CASES: dict[str, dict[str, Any]] = {
     "schedule_il_only": {"schedule": "il_only", "separation": "naive"},
     "schedule_rl_only": {"schedule": "rl_only"},
 }
+TRACED_RL: dict[str, dict[str, Any]] = {
+    "dppo": {"num_epochs": 1, "minibatch_size": 20},
+    "ppo": {"num_epochs": 1, "minibatch_size": 6},
+    "residual_ppo": {"num_epochs": 1, "minibatch_size": 12},
+    "rwr": {"num_epochs": 1},
+}
+"""Algorithm to settings with which ten updates hold both reinforcement and imitation."""
+RUN: dict[str, Any] = {
+    "task": FAKE_TASK_NAME,
+    "algorithm": "dppo",
+    "policy": "diffusion_mlp",
+    "num_iterations": 10,
+    "env": {"max_episode_steps": 10},
+    "actor": {
+        "prediction_horizon": 3, "action_horizon": 2, "denoising_steps": 6, "finetuned_steps": 3, "ddim_steps": None,
+        "hidden_dim": 16, "num_hidden": 3, "step_embedding_dim": 4, "obs_encoder_dims": None,
+    },
+    "rl": {
+        "num_epochs": 2, "minibatch_size": 40, "actor_lr": 1e-3, "critic_hidden_dim": 16, "critic_warmup_iterations": 1,
+    },
+    "pretrain": {"num_epochs": 60, "batch_size": 16, "lr": 3e-3, "warmup_epochs": 1},
+    "rollout": {"num_envs": 8, "num_decisions": 10},
+    "interleave": {"every": 3, "il_steps": 3, "il_lr": 1e-3, "il_batch_size": 16, "relation_every": 1},
+    "evaluation": {"every": 5, "num_episodes": 20, "final_episodes": 30, "num_envs": 10},
+    "tracking": {"trackers": ["jsonl"]},
+    "compute": {"device": "cpu"},
+    "video": False,
+}  # fmt: skip
+"""A run on the fake task, whose arithmetic another processor does the same up to rounding; contacts of a simulator
+would make more of it. The task must be registered; see :mod:`tests.fakes`."""
+RUN_CASE = "train"
 Trace = list[dict[str, float]]
 
 
@@ -56,34 +96,54 @@ def trace(case: str) -> Trace:
 
 
 def _trace(**settings: Any) -> Trace:
-    size = {"ppo": 6, "residual_ppo": 12}.get(settings.get("algorithm", "dppo"), 20)
-    rl = {"num_epochs": 1, "minibatch_size": size, "actor_lr": 1e-3}
+    name = settings.get("algorithm", "dppo")
+    rl = {"actor_lr": 1e-3} | TRACED_RL.get(name, {})
     learner = tiny_learner(**settings, rl=rl, il_lr=1e-3, double=True)
-    rollouts = tiny_rollouts(learner.policy, 8)
+    learner.begin()
+    rollouts = tiny_rollouts(learner.algorithm.acting, 8)
     rng = np.random.default_rng(0)
     rows: Trace = []
-    loss, il_loss = learner.algorithm.loss, learner.policy.il_loss
+    loss, il_loss, update_critics = learner.algorithm.loss, learner.policy.il_loss, learner.algorithm.update_critics
     pending: dict[str, float] = {}
+    imitates_itself = [False]
 
-    def recorded_loss(policy, minibatch):
-        losses = loss(policy, minibatch)
-        if torch.is_grad_enabled():
-            pending.update(policy=losses.policy.item(), value=losses.value.item(), kl=losses.stats["approx_kl"].item())
-        return losses
-
-    def recorded_il_loss(*args):
-        result = il_loss(*args)
-        if torch.is_grad_enabled():
-            pending["il"] = result.item()
-        return result
-
-    def after_step(optimizer, args, kwargs):
-        # Reinforcement steps the critic last; imitation never steps it.
-        if optimizer is learner.critic_optimizer or "il" in pending:
+    def flush():
+        if pending:
             rows.append(dict(pending))
             pending.clear()
 
+    def recorded_critics(policy, minibatch):
+        flush()  # of a step before it, that the actor did not follow
+        stats = update_critics(policy, minibatch)
+        pending.update({name: value.item() for name, value in stats.items()})
+        return stats
+
+    def recorded_loss(policy, minibatch):
+        imitates_itself[0] = True
+        losses = loss(policy, minibatch)
+        imitates_itself[0] = False
+        if torch.is_grad_enabled():
+            pending["policy"] = losses.policy.item()
+            if losses.value is not None:
+                pending["value"] = losses.value.item()
+            if "approx_kl" in losses.stats:
+                pending["kl"] = losses.stats["approx_kl"].item()
+        return losses
+
+    def recorded_il_loss(*args, **kwargs):
+        result = il_loss(*args, **kwargs)
+        if torch.is_grad_enabled() and not imitates_itself[0]:
+            pending["il"] = result.item()
+        return result
+
+    last = learner.critic_optimizer if learner.algorithm.joint_loss else learner.actor_optimizer
+
+    def after_step(optimizer, args, kwargs):
+        if optimizer is last or "il" in pending:
+            flush()
+
     learner.algorithm.loss, learner.policy.il_loss = recorded_loss, recorded_il_loss
+    learner.algorithm.update_critics = recorded_critics
     handles = [o.register_step_post_hook(after_step) for o in learner.optimizers().values()]
     for rollout in rollouts:
         pending.clear()
@@ -95,6 +155,25 @@ def _trace(**settings: Any) -> Trace:
     for handle in handles:
         handle.remove()
     return [{k: float(f"{v:.12g}") for k, v in row.items()} for row in rows[:NUM_UPDATES]]
+
+
+def metrics_of_run(backend: Callable[..., Backend]) -> Trace:
+    """Return all metrics of the run but those of the clock, to 9 digits."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(load_config([RUN]), Path(folder) / "run", backend, demos=fake_demos(), say=lambda _: None)
+        rows = measured(Path(folder) / "run")
+    return [{k: float(f"{v:.9g}") for k, v in row.items()} for row in rows]
+
+
+def assert_golden_run(rows: Trace) -> None:
+    """Compare with ``train.json``.
+
+    Without vector instructions, or on other ones, 1e-6 or a share of 1e-6 were seen; rounding grows along a run.
+    """
+    golden = json.loads(path_of(RUN_CASE).read_text())
+    assert len(rows) == len(golden)
+    for i, (new, old) in enumerate(zip(rows, golden, strict=True)):
+        assert new == pytest.approx(old, rel=1e-4, abs=2e-6), f"record {i + 1}"
 
 
 def path_of(case: str) -> Path:
@@ -118,25 +197,32 @@ def write_keys() -> None:
     path.write_text(now)
 
 
+def update(case: str, new: Trace, row_name: str) -> None:
+    """Write a golden file and print what moved."""
+    old = json.loads(path_of(case).read_text()) if path_of(case).exists() else []
+    changes = 0
+    for i in range(max(len(old), len(new))):
+        before, after = (rows[i] if i < len(rows) else {} for rows in (old, new))
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                changes += 1
+                print(f"{case} {row_name} {i + 1} {name}: {before.get(name)} -> {after.get(name)}")
+    print(f"{case}: {f'{changes} values changed' if changes else 'unchanged'}")
+    path_of(case).write_text(json.dumps(new, indent=1) + "\n")
+
+
 def main() -> None:
     write_keys()
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("*.json"):
-        if old.stem not in CASES:
+        if old.stem not in (*CASES, RUN_CASE):
             print(f"{old.name}: removed")
             old.unlink()
     for case in CASES:
-        new = trace(case)
-        old = json.loads(path_of(case).read_text()) if path_of(case).exists() else []
-        changes = 0
-        for i in range(max(len(old), len(new))):
-            before, after = (rows[i] if i < len(rows) else {} for rows in (old, new))
-            for name in sorted(before.keys() | after.keys()):
-                if before.get(name) != after.get(name):
-                    changes += 1
-                    print(f"{case} update {i + 1} {name}: {before.get(name)} -> {after.get(name)}")
-        print(f"{case}: {f'{changes} values changed' if changes else 'unchanged'}")
-        path_of(case).write_text(json.dumps(new, indent=1) + "\n")
+        update(case, trace(case), "update")
+    with pytest.MonkeyPatch.context() as patch:
+        register_fake_task(patch)
+        update(RUN_CASE, metrics_of_run(LocalBackend), "record")
 
 
 if __name__ == "__main__":

@@ -16,23 +16,26 @@ import numpy as np
 import pytest
 import ray
 
-from inril_ray import progress
+from inril_ray import envs, progress
 from inril_ray.backend import LocalBackend
+from inril_ray.distributed import driver
 from inril_ray.distributed.board import Board
 from inril_ray.distributed.cluster import _silence
 from inril_ray.distributed.demo_service import DemoService, fetch
 from inril_ray.distributed.driver import RayBackend, connect
 from inril_ray.distributed.weights import WeightRefs, flatten, unflatten
-from inril_ray.distributed.workers import LearnerShell, RolloutWorker
+from inril_ray.distributed.workers import LearnerShell, RolloutWorker, RolloutWorkerShell
 from inril_ray.envs.base import COUNTERS
 from inril_ray.experiment import build_policy, load_config, load_demos, policy_weights, resolved, task_spec
 from inril_ray.progress import steps, told_to
 from inril_ray.run import run
 from inril_ray.run_dir import read_config
 from inril_ray.types import EpisodeStats, InrilError
+from tests.fakes import FAKE_TASK_NAME, register_fake_task
 from tests.integration.comparison import differences, measured, state
 from tests.integration.conftest import TINY
 from tests.integration.test_matrix import config_of
+from tests.update_golden import assert_golden_run, metrics_of_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.sim]
 
@@ -56,6 +59,28 @@ def test_one_synchronous_worker_equals_local_bit_for_bit(tmp_path: Path) -> None
     run(config_with(), tmp_path / "ray", RayBackend)
     assert measured(tmp_path / "local") == measured(tmp_path / "ray")
     assert differences(state(tmp_path / "local", 4), state(tmp_path / "ray", 4)) == []
+
+
+class _Reaching:
+    """A shell whose process knows the fake task."""
+
+    def start(self, *args: Any) -> None:
+        envs.TASKS[FAKE_TASK_NAME] = "tests.fakes:FAKE_TASK"
+        super().start(*args)  # type: ignore[misc]
+
+
+class ReachingWorker(_Reaching, RolloutWorkerShell): ...
+
+
+class ReachingLearner(_Reaching, LearnerShell): ...
+
+
+def test_a_run_on_ray_has_the_golden_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that :mod:`tests.unit.test_golden` holds the same run in one process to."""
+    register_fake_task(monkeypatch)
+    monkeypatch.setattr(driver, "RolloutWorker", ray.remote(ReachingWorker))
+    monkeypatch.setattr(driver, "LearnerActor", ray.remote(ReachingLearner))
+    assert_golden_run(metrics_of_run(RayBackend))
 
 
 def interrupted(version: int, base: Any = RayBackend) -> Any:

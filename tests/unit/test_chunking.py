@@ -262,6 +262,66 @@ def test_the_episode_after_a_broken_one_counts_from_zero() -> None:
     assert episodes.reached.tolist() == [False]
 
 
+def test_the_end_of_an_episode_leaves_the_statistics_of_others_alone() -> None:
+    env = ScriptEnv(3, limit=8, terminate={(1, 0)}, success={(0, s) for s in range(4)} | {(2, 1)})
+    chunked = ChunkedEnv(env, 4)
+    chunked.reset()
+    chunked.step(chunks(env))
+    assert chunked.get_state()["returns"].tolist() == [4 + 6, 0, 400 + 6]
+    assert chunked.get_state()["success"].tolist() == [True, False, False]
+    assert chunked.get_state()["success_any"].tolist() == [True, False, True]
+    assert chunked.pop_episodes().envs.tolist() == [11]
+    chunked.step(chunks(env))
+    episodes = chunked.pop_episodes()
+    assert episodes.envs.tolist() == [10, 12]
+    assert episodes.returns.tolist() == [8 + 28, 800 + 28]
+    assert episodes.success.tolist() == [True, False]
+    assert episodes.success_any.tolist() == [True, True]
+
+
+def test_nan_resets_add_up() -> None:
+    env = ScriptEnv(2, nan_obs={(0, 1), (1, 1), (0, 3)})
+    chunked = ChunkedEnv(env, 2)
+    chunked.reset()
+    counts = []
+    for _ in range(3):
+        chunked.step(chunks(env))
+        counts.append(chunked.nan_resets)
+    assert counts == [2, 3, 3]
+
+
+def test_arrays_have_their_types_with_episodes_and_without() -> None:
+    env = ScriptEnv(2, terminate={(0, 1)})
+    chunked = ChunkedEnv(env, 2)
+    chunked.reset()
+    outcome = chunked.step(chunks(env))
+    assert {name: array.dtype for name, array in vars(outcome).items()} == {
+        **dict.fromkeys(("obs", "next_obs", "reward"), np.float32),
+        **dict.fromkeys(("terminated", "truncated", "valid"), bool),
+        "executed": np.int64,
+    }
+    for count in (1, 0):
+        episodes = chunked.pop_episodes()
+        assert len(episodes.envs) == count
+        assert {name: array.dtype for name, array in vars(episodes).items()} == {
+            "envs": np.int64, "lengths": np.int64, "returns": np.float32, "success": bool, "success_any": bool,
+        }  # fmt: skip
+
+
+def test_a_state_holds_what_an_unfinished_episode_has_reached() -> None:
+    script = {"success": {(0, 0), (0, 1)}, "limit": 4}
+    first, second = (ChunkedEnv(ScriptEnv(1, **script), 2) for _ in range(2))  # type: ignore[arg-type]
+    first.reset()
+    second.reset()
+    first.step(chunks(first.env))  # type: ignore[arg-type]
+    second.set_state(first.get_state())
+    second.env.life[:] = first.env.life  # type: ignore[attr-defined]
+    second.step(chunks(second.env))  # type: ignore[arg-type]
+    episodes = second.pop_episodes()
+    assert (episodes.success.tolist(), episodes.success_any.tolist()) == ([True], [True])
+    assert episodes.returns.tolist() == [4 + 6]
+
+
 def test_reset_drops_unfinished_episodes() -> None:
     env = ScriptEnv(1, limit=8, success={(0, s) for s in range(4)})
     chunked = ChunkedEnv(env, 4)

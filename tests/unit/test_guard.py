@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from inril_ray.guard import CollapseGuard, GuardConfig, Watch, bounds, height_of, run_length
+from inril_ray.guard import Bounds, CollapseGuard, GuardConfig, Judgement, Watch, bounds, height_of, run_length
 from inril_ray.types import InrilError
 
 
@@ -37,6 +38,21 @@ def test_equal_returns_show_no_spread_but_not_that_there_is_none() -> None:
     found = bounds([0.4] * 20, 0.025)
     assert (found.low, found.high) == pytest.approx((0.4 - (1 - 0.025**0.05), 0.4 + (1 - 0.025**0.05)))
     assert bounds([0.4, 0.4 + 1e-9], 0.025).high > 1.0
+
+
+def test_bounds_of_one_return_are_none_and_two_have_some() -> None:
+    assert bounds([0.3], 0.025) == Bounds(low=-math.inf, high=math.inf)
+    found, reach = bounds([0.2, 0.6], 0.025), 12.706204736174694 * 0.2  # t with one degree of freedom x s / sqrt 2
+    assert (found.low, found.high) == pytest.approx((0.4 - reach, 0.4 + reach))
+    assert bounds([0.3, 1.0], 0.025) != bounds([0.0, 1.0], 0.025), "1 and 0 alone are counts"
+
+
+@pytest.mark.parametrize(("false_alarm", "num_values"), [(0.2, 1), (0.2, 0), (0.05, 30), (0.01, 1000)])
+def test_the_height_is_where_the_run_length_is_what_is_wanted(false_alarm: float, num_values: int) -> None:
+    """Alarms of noise come as a Poisson process does: none within n with probability exp(-n / run length)."""
+    height = height_of(false_alarm, num_values)
+    assert 1.0 - math.exp(-max(num_values, 1) / run_length(height)) == pytest.approx(false_alarm)
+    assert (0.0 < height < 1.0) == (num_values < 2)
 
 
 def test_a_policy_that_never_gets_worse_is_hardly_ever_called_collapsed() -> None:
@@ -85,6 +101,87 @@ def test_the_run_length_is_that_of_published_tables() -> None:
     """Slack 0.5, both sides: 168 values to height 4, 465 to height 5 (Montgomery, Statistical Quality Control)."""
     assert run_length(4.0) / 2 == pytest.approx(168.0, rel=0.01)
     assert run_length(5.0) / 2 == pytest.approx(465.0, rel=0.01)
+
+
+@pytest.mark.parametrize("action", ["none", "warn", "stop", "rollback"])
+def test_the_level_is_shared_among_both_bounds_of_every_evaluation_there_may_be(action: str) -> None:
+    """A collapse is a pair of bounds, two a look. Early warnings may ask for as many looks again as are planned, and
+    each roll-back may repeat all of them."""
+    guard = CollapseGuard(GuardConfig(false_alarm=0.06, action=action, max_rollbacks=2), 90, 5)  # type: ignore[arg-type]
+    looks = 10 * (3 if action == "rollback" else 1)
+    outcomes = [1.0] * 12 + [0.0] * 8
+    judged = guard.judge(0.6, outcomes, 7)
+    expected = stats.binomtest(12, 20).proportion_ci(1 - 2 * 0.06 / (2 * looks), "exact")  # two-sided
+    assert judged.text == f"score 60.0, at most {100 * expected.high:.1f}"
+    assert guard.state_dict()["best"] == {"low": pytest.approx(expected.low), "score": 0.6, "iteration": 7.0}
+    assert judged.best and not judged.collapsed
+
+
+def test_a_watch_sums_standardised_excess_less_its_slack() -> None:
+    """By hand: the level is half the first values' mean of 2, and the noise that of their changes 0.4 and -0.2."""
+    watch = Watch(0.5, relative=True, warmup=3, height=0.6)
+    assert not any(watch.observe(x) for x in (1.8, 2.2, 2.0))
+    noise = math.sqrt((0.4**2 + 0.2**2) / 2 / 2) * math.sqrt(2 / stats.chi2.ppf(0.05, 2))
+    assert not watch.observe(2.0)
+    first = (2.0 - 1.0) / noise - 0.5
+    assert watch.sum == pytest.approx(first) and 0.5 < first < 0.6
+    assert not watch.observe(1.0)
+    assert watch.sum == pytest.approx(first - 0.5)
+    assert not watch.observe(0.1)
+    assert watch.sum == 0.0, "what is below the limit is not saved up"
+    assert watch.observe(4.0)
+    assert watch.sum == 0.0, "an alarm starts the sum anew"
+
+
+def test_a_watch_of_no_height_gives_no_alarm_below_its_limit() -> None:
+    watch = Watch(3.0, relative=False, warmup=3, height=0.0)
+    assert not any(watch.observe(x) for x in (1.0, 1.1, 1.0, 1.1, 3.0))
+    assert watch.observe(9.0)
+
+
+def test_multiples_of_a_loss_that_touched_zero_are_not_watched() -> None:
+    watch = Watch(3.0, relative=True, warmup=3, height=0.0)
+    assert not any(watch.observe(x) for x in (0.0, 1.0, 1.0, 50.0, 50.0))
+
+
+def test_the_imitation_loss_is_watched_by_multiples_and_the_divergence_as_it_is() -> None:
+    guard = CollapseGuard(GuardConfig(kl_limit=5.0, il_loss_factor=3.0, warmup=3), 10, 4)
+    assert guard.rollbacks == 0
+    for _ in range(3):
+        assert guard.warnings({"kl_base": 2.0, "il_probe_loss": 2.0}) == []
+    assert guard.warnings({"kl_base": 4.9, "il_probe_loss": 5.9}) == []
+    assert guard.warnings({"kl_base": 99.0, "il_probe_loss": 99.0}) == [
+        "il_probe_loss is 99 and has been above 6.",
+        "kl_base is 99 and has been above 5.",
+    ]
+
+
+def test_what_a_judgement_says() -> None:
+    guard = CollapseGuard(GuardConfig(tolerance=0.0), 20, 3)
+    assert guard.best_iteration is None
+    same = [0.5] * 100_000  # so many that both bounds are the score, as it is printed
+    assert guard.judge(0.5, same, 3) == Judgement(collapsed=False, best=True, text="score 50.0, at most 50.0")
+    assert guard.best_iteration == 3
+    text = "; the best was 50.0 at iteration 3, at least 50.0"
+    again = guard.judge(0.5, same, 4)
+    assert again == Judgement(collapsed=False, best=False, text=f"score 50.0, at most 50.0{text}"), "not less, not more"
+    assert guard.judge(0.25, [0.25] * 100_000, 5).collapsed
+    assert guard.best_iteration == 3
+
+
+def test_the_noise_of_a_watch_is_that_of_differences_at_the_upper_end_of_its_interval() -> None:
+    values = [1.0, 1.3, 0.9, 1.6, 1.2]
+    watch = Watch(2.0, relative=False, warmup=5, height=10.0)
+    for value in values:
+        watch.observe(value)
+    variance = np.mean((np.diff(values) / 2.0) ** 2) / 2  # a difference has twice the variance of a value
+    expected = math.sqrt(variance * 4 / stats.chi2.ppf(0.05, 4))
+    watch.observe(9.0)
+    assert watch.sum == pytest.approx((9.0 / 2.0 - 1.0) / expected - 0.5)
+    still = Watch(2.0, relative=False, warmup=3, height=1e9)
+    for value in (1.0, 1.0, 1.0, 2.2):
+        still.observe(value)
+    assert still.sum == pytest.approx(0.1 / 0.01 - 0.5), "a floor, or anything would be infinitely unlikely"
 
 
 def watched(values: np.ndarray, *, relative: bool = True) -> list[int]:

@@ -408,6 +408,67 @@ def test_imitation_with_two_bad_gradients_changes_nothing(monkeypatch):
     assert torch.equal(actor_of(learner), actor)
 
 
+# -- learning rates ---------------------------------------------------------------------------------------------------
+def stepped_rates(learner, rollouts) -> dict[str, list[float]]:
+    """The learning rate at every step of every optimiser."""
+    rates: dict[str, list[float]] = {name: [] for name in learner.optimizers()}
+    handles = [
+        optimizer.register_step_pre_hook(lambda o, args, kwargs, seen=rates[name]: seen.append(o.param_groups[0]["lr"]))
+        for name, optimizer in learner.optimizers().items()
+    ]
+    run(learner, rollouts)
+    for handle in handles:
+        handle.remove()
+    return rates
+
+
+FALLING = {"actor_lr": 1e-3, "actor_min_lr": 1e-4, "lr_decay_iterations": 3}
+
+
+def test_scaled_steps_are_taken_by_reinforcement_and_imitation_and_not_by_critics():
+    plain, scaled = (tiny_learner(every=1, il_steps=2, il_lr=2e-4, rl=FALLING) for _ in range(2))
+    scaled.scale_steps(0.25)
+    expected, rates = (stepped_rates(x, rollouts_for(x, 2)) for x in (plain, scaled))
+    assert rates["actor"] == pytest.approx([0.25 * rate for rate in expected["actor"]])
+    assert rates["il"] == [0.25 * 2e-4] * 4
+    assert rates["critic"] == expected["critic"]
+    # 1e-3 in the first iteration, then a third of the way along half a cosine.
+    second = 1e-4 + 9e-4 * 0.5 * (1 + math.cos(math.pi / 3))
+    assert expected["actor"] == pytest.approx([1e-3] * UPDATES["dppo"] + [second] * UPDATES["dppo"])
+    scaled.scale_steps(1.0)  # of the configured rates, not of the last ones
+    assert stepped_rates(scaled, rollouts_for(scaled, 1))["il"] == [2e-4] * 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ({}, True),
+        ({"share_optimizer": True}, False),
+        ({"separation": "naive"}, False),
+        ({"phase": "merged"}, False),
+        ({"schedule": "il_only"}, True),
+    ],
+)
+def test_the_theory_counts_the_rates_that_were_stepped(monkeypatch, scale, settings, own):
+    """The RL rate is that of the iteration that just ended, both are scaled, and an imitation without an optimiser of
+    its own steps at the rate of RL."""
+    learner = tiny_learner(every=1, il_steps=2, il_lr=2e-4, rl=FALLING, **settings)
+    learner.scale_steps(scale)
+    seen = []
+    observe = learner.theory.observe
+    monkeypatch.setattr(learner.theory, "observe", lambda e, context, p: seen.append(context) or observe(e, context, p))
+    rates = stepped_rates(learner, rollouts_for(learner, 3))
+    falling = [1e-4 + 9e-4 * 0.5 * (1 + math.cos(math.pi * i / 3)) for i in range(3)]
+    assert [c.rl_lr for c in seen] == pytest.approx([scale * rate for rate in falling])
+    assert [c.il_lr for c in seen] == pytest.approx([scale * (2e-4 if own else rate) for rate in falling])
+    assert [c.iterations_done for c in seen] == [1, 2, 3]
+    stepped = {rate for name in ("actor", "il") for rate in rates[name]}
+    assert {c.il_lr for c in seen} <= stepped
+    if settings.get("schedule") != "il_only":
+        assert {c.rl_lr for c in seen} <= stepped
+
+
 # -- reproducibility --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("algorithm", ["dppo", "ppo"])
 def test_the_seed_determines_everything(algorithm):

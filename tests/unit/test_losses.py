@@ -28,6 +28,13 @@ def test_noise_prediction_loss_is_the_mean_over_all_elements():
     assert noise_prediction_loss(predicted, noise).item() == pytest.approx((1 + 4 + 4 + 16) / 4)
 
 
+def test_noise_prediction_loss_weighs_rows():
+    error = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]], dtype=torch.float64)
+    weight = torch.tensor([3.0, 0.5], dtype=torch.float64)
+    # 3 (1 + 4) / 2 and 0.5 (9 + 16) / 2, mean of both
+    assert noise_prediction_loss(error, torch.zeros_like(error), weight).item() == pytest.approx(6.875)
+
+
 def test_noise_prediction_loss_refuses_to_broadcast():
     with pytest.raises(ValueError, match="shapes differ"):
         noise_prediction_loss(torch.zeros(2, 3, 1), torch.zeros(2, 3, 2))
@@ -120,6 +127,18 @@ def test_surrogate_survives_a_huge_log_ratio():
     assert kl.isfinite()
 
 
+def test_surrogate_limits_log_ratios_to_twenty_on_both_sides():
+    for log_ratio, limited in ((25.0, 20.0), (-25.0, -20.0), (19.5, 19.5)):
+        log_prob = torch.tensor([log_ratio], dtype=torch.float64)
+        _, kl, _ = clipped_surrogate(log_prob, torch.zeros(1, dtype=torch.float64), torch.ones(1).double(), 0.1)
+        assert kl.item() == pytest.approx(math.exp(limited) - 1 - limited, rel=1e-12)
+
+
+def test_a_ratio_at_its_limit_is_not_clipped():
+    _, _, fraction = clipped_surrogate(torch.zeros(3), torch.zeros(3), torch.ones(3), 0.0)
+    assert fraction.item() == 0.0
+
+
 def test_surrogate_refuses_to_broadcast():
     with pytest.raises(ValueError, match="shapes differ"):
         clipped_surrogate(torch.zeros(3, 1), torch.zeros(3), torch.zeros(3), 0.1)
@@ -130,6 +149,8 @@ def test_normalized_advantages():
     y = normalized(torch.tensor(x)).numpy()
     np.testing.assert_allclose(y, (x - x.mean()) / x.std(ddof=1), rtol=1e-6)
     assert normalized(torch.full((4,), 2.0)).abs().max() == 0
+    tiny = torch.tensor([0.0, 2e-8], dtype=torch.float64)  # a deviation of sqrt 2 e-8, and 1e-8 on top
+    assert normalized(tiny).tolist() == pytest.approx([-1 / (math.sqrt(2) + 1), 1 / (math.sqrt(2) + 1)])
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -144,6 +165,7 @@ def test_explained_variance():
     assert explained_variance(returns + 7, returns).item() == pytest.approx(1.0)
     assert explained_variance(torch.zeros(4), returns).item() == pytest.approx(0.0)
     assert explained_variance(-returns, returns).item() == pytest.approx(-3.0)
+    assert explained_variance(0.5 * returns / 10, returns / 10).item() == pytest.approx(0.75)  # in any units
     assert explained_variance(torch.zeros(3), torch.ones(3)).isfinite()
 
 
@@ -242,6 +264,23 @@ def test_running_moments_before_and_without_spread():
     assert moments.std == 1.0
 
 
+def test_running_moments_of_what_is_finite():
+    moments = RunningMoments()
+    moments.update(np.array([1.0, np.nan, 3.0, np.inf, -np.inf, 5.0]))
+    assert moments.count == pytest.approx(3.0 + 1e-4, rel=1e-12)
+    moments.update(np.array([np.nan]))
+    assert moments.mean == pytest.approx(9.0 / (3.0 + 1e-4))
+
+
+def test_running_moments_of_one_value_spread_from_the_prior_at_zero():
+    moments = RunningMoments()
+    moments.update(np.array([3.0], np.float32))
+    assert moments.std == pytest.approx(3.0 / math.sqrt(1.0 + 1e-4))
+    small = RunningMoments()
+    small.update(np.array([0.1, 0.3, 0.2]))
+    assert small.std == pytest.approx(0.1, rel=1e-3)
+
+
 def test_running_moments_state_round_trip():
     a, b = RunningMoments(), RunningMoments()
     a.update(np.arange(9.0))
@@ -281,6 +320,22 @@ def test_reward_scaler_clips_and_keeps_the_sign():
     assert scaled[100, 0] == 10.0
     assert scaled[300, 0] == -10.0
     assert scaled[0, 0] > 0
+
+
+def test_a_reward_that_is_not_finite_counts_as_none_in_the_return():
+    rewards = np.array([[1.0, 2.0, np.nan], [np.inf, -np.inf, 4.0], [3.0, 5.0, 6.0]])
+    never, scaler = np.zeros((3, 3), bool), RewardScaler(3, discount=0.5)
+    scaler(rewards, never, True)
+    assert scaler.returns.tolist() == [0.25 + 3.0, 0.5 + 5.0, 2.0 + 6.0]
+    history, _ = scaled_by_hand(np.where(np.isfinite(rewards), rewards, 0.0), never, np.zeros(3), 0.5)
+    assert scaler.moments.std == pytest.approx(history.std(ddof=1), rel=1e-3)
+
+
+def test_a_reward_scaler_starts_anew_with_other_environments():
+    scaler = RewardScaler(2, discount=0.5)
+    scaler(np.ones((1, 2)), np.zeros((1, 2), bool), True)
+    scaler(np.ones((1, 3)), np.zeros((1, 3), bool), False)
+    assert scaler.returns.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_reward_scaler_continues_the_return_across_rollouts_unless_reset():

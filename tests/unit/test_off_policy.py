@@ -82,6 +82,20 @@ def test_an_ensemble_against_targets_of_another_shape_is_refused():
         ensemble_loss(torch.zeros(2, 5), torch.zeros(5, 1))
 
 
+def test_an_ensemble_s_loss_is_the_sum_over_members_of_the_mean_over_samples():
+    values = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]], dtype=torch.float64)
+    targets = torch.tensor([1.0, 0.0, 6.0], dtype=torch.float64)
+    # (0 + 4 + 9) / 3 + (1 + 0 + 0) / 3
+    assert ensemble_loss(values, targets).item() == pytest.approx(14 / 3)
+
+
+def test_each_critic_is_stepped_as_if_it_were_alone():
+    """The sum over members, not their mean: more critics don't slow each other down."""
+    values = torch.tensor([[1.0], [5.0], [2.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(ensemble_loss(values, torch.tensor([2.0])), values)
+    assert gradient[:, 0].tolist() == [-2.0, 6.0, 0.0]
+
+
 def test_exponential_weights_are_limited_and_do_not_overflow():
     weights = exponential_weights(torch.tensor([-1e4, 0.0, 1e4]), 10.0, 100.0)
     assert weights.tolist() == pytest.approx([math.exp(-10), 1.0, 100.0], rel=1e-4)
@@ -199,6 +213,17 @@ def test_updates_follow_the_replay_ratio(name):
     if name in ("rlpd", "ibrl", "idql", "sac", "dql", "qsm"):
         assert (len(updates), steps) == (12, 4)
         assert experience.nominal_updates == 4
+
+
+@pytest.mark.parametrize(("critic_steps", "order"), [(1, "AAAA"), (2, "cAcA"), (3, "ccAc"), (5, "ccccA")])
+def test_the_actor_is_stepped_on_the_last_of_every_few_critic_steps(critic_steps, order):
+    """``A``: with the actor. Its gradient comes from critics that have had their steps."""
+    policy, algorithm = with_policy("sac", critic_steps=critic_steps)
+    algorithm.prepare(rollout_of(policy), policy, fresh_start=True)
+    updates = list(algorithm.updates(4, generator()))
+    assert "".join("A" if u.actor else "c" for u in updates) == order
+    assert all(u.critic for u in updates)
+    assert algorithm.actor_updates(4) == order.count("A")
 
 
 def test_chains_that_are_not_trained_as_a_whole_are_refused():

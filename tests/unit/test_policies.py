@@ -15,7 +15,7 @@ from inril_ray.policies.base import Normalizer
 from inril_ray.policies.denoising import DenoisingSchedule, cosine_betas
 from inril_ray.policies.diffusion import DiffusionConfig, DiffusionPolicy, DiffusionUNetConfig
 from inril_ray.registry import resolve
-from inril_ray.types import InrilError
+from inril_ray.types import InrilError, NormalizerStats
 from tests.fakes import fake_spec, tiny_policy, unit_stats
 
 BOTH = pytest.mark.parametrize("kind", ["diffusion_mlp", "gaussian_mlp"])
@@ -60,6 +60,20 @@ def test_normalizer_maps_the_range_to_plus_minus_one_and_does_not_clip():
     torch.testing.assert_close(normalizer.obs(ends)[:, 0], torch.tensor([-1.0, 0.0, 1.0, 3.0]), rtol=0, atol=3e-6)
     actions = torch.linspace(-3, 3, 10).reshape(5, 2)
     torch.testing.assert_close(normalizer.unnormalize_action(normalizer.action(actions)), actions)
+
+
+def test_normalizer_by_hand_and_in_float32():
+    """DPPO adds 1e-6 to the range: a range as small as that maps its upper end to the middle."""
+    low, high = np.array([0.0, 2.0]), np.array([1e-6, 4.0])
+    stats = NormalizerStats(obs_low=low, obs_high=high, action_low=low, action_high=high)
+    normalizer = Normalizer(stats)
+    assert {buffer.dtype for buffer in normalizer.buffers()} == {torch.float32}
+    values, expected = torch.tensor([[1e-6, 3.0]]), [pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-5)]
+    assert normalizer.obs(values)[0].tolist() == expected
+    assert normalizer.action(values)[0].tolist() == expected
+    units = normalizer.unnormalize_action(torch.tensor([[1.0, 1.0], [-1.0, 0.0]]))
+    assert units[:, 0].tolist() == pytest.approx([2e-6, 0.0])
+    assert units[:, 1].tolist() == pytest.approx([4.0, 3.0], abs=1e-5)
 
 
 def test_the_ranges_are_saved_with_the_weights():

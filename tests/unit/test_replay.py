@@ -130,6 +130,36 @@ def test_a_saved_replay_goes_on_bit_by_bit(rollouts, tmp_path):
     assert a.seed == b.seed
 
 
+def test_noise_is_of_the_seed_that_the_minibatch_drew(rollouts):
+    """Eight streams for each seed, none of which is another's; drawn after the places."""
+    replay = make()
+    replay.add(rollouts[0])
+    batch, same = replay.sample(5, generator(3)), generator(3)
+    drawn = torch.randint(24, (5,), generator=same)
+    seed = int(torch.randint(2**40, (1,), generator=same))
+    assert batch.index.tolist() == drawn.tolist()
+    assert batch.seed == seed
+    for stream in (0, 3, 7):
+        assert torch.equal(batch.noise(stream, 2, 3), torch.randn(2, 3, generator=generator(8 * seed + stream)))
+        assert torch.equal(batch.uniform(stream, 4), torch.rand(4, generator=generator(8 * seed + stream)))
+
+
+def test_what_is_not_said_changes_nothing(rollouts):
+    """Rewards as they are, notes of 0; what is not finite is held as a number, and never drawn."""
+    rewards, obs = rollouts[0].rewards.copy(), rollouts[0].obs.copy()
+    rewards[0, 0], obs[1, 1, 0] = np.inf, np.nan
+    replay = Replay(100, 4, 3, (3, 2), CPU)
+    assert replay.num_rows == len(replay) == 0
+    assert replay.add(dataclasses.replace(rollouts[0], rewards=rewards, obs=obs)) == 2
+    assert (replay.num_rows, len(replay)) == (6, 22)
+    rows = replay.in_order()
+    assert all(array.isfinite().all() and array.dtype == torch.float32 for array in rows.values())
+    assert rows["rewards"][1:].tolist() == rewards[1:].tolist()
+    assert not rows["note"].any()
+    assert rows["valid"].tolist() == (np.isfinite(rewards) & np.isfinite(obs).all(axis=-1)).tolist()
+    assert set(replay.in_order("note", "valid")) == {"note", "valid"}
+
+
 def test_noise_of_a_minibatch_is_its_own(rollouts):
     replay = make()
     replay.add(rollouts[0])
@@ -176,6 +206,30 @@ def test_demonstrations_become_chunks_and_what_followed():
     assert (batch.index == -1).all()
 
 
+def test_demonstrations_without_scale_and_discount():
+    arrays = {
+        "obs": np.arange(4.0)[:, None],
+        "actions": np.arange(4.0)[:, None],
+        "rewards": np.array([1.0, 2.0, 3.0, 4.0]),
+        "episode_starts": np.array([0, 4]),
+        "final_obs": np.array([[9.0]]),
+        "terminated": np.array([False]),
+        "left_out": np.array([False]),
+    }
+    demos = DemoTransitions(**arrays, horizon=2, normalize=lambda a: a, device=CPU)
+    assert len(demos) == 3
+    batch = demos.sample(100, g := generator(4))
+    assert {(float(o), float(r), float(n), float(v)) for o, r, n, v in zip(
+        batch.obs[:, 0], batch.rewards, batch.next_obs[:, 0], batch.note, strict=True
+    )} == {(0.0, 3.0, 2.0, 10.0), (1.0, 5.0, 3.0, 9.0), (2.0, 7.0, 9.0, 7.0)}  # fmt: skip
+    assert not batch.terminated.any(), "a time limit bootstraps"
+    same = generator(4)
+    assert batch.obs[:, 0].tolist() == torch.randint(3, (100,), generator=same).tolist(), "in the order of their steps"
+    assert batch.seed == int(torch.randint(2**40, (1,), generator=same))
+    assert torch.equal(g.get_state(), same.get_state())
+    assert {t.dtype for t in (batch.obs, batch.actions, batch.rewards, batch.note)} == {torch.float32}
+
+
 def test_held_out_demonstrations_are_left_out():
     batch = demo_transitions(left_out=np.array([False, True])).sample(50, generator())
     assert batch.obs.max() < 4
@@ -187,8 +241,10 @@ def test_mixtures_alternate(rollouts):
     replay = make()
     replay.add(rollouts[0])
     own = replay.sample(6, generator())
-    demos = dataclasses.replace(own, rewards=own.rewards - 1000)
+    demos = dataclasses.replace(own, rewards=own.rewards - 1000, note=own.note - 1, seed=own.seed + 1)
     batch = mixed(demos, own)
+    assert batch.seed == own.seed
+    assert torch.equal(batch.note[0::2], demos.note)
     assert torch.equal(batch.rewards[0::2], demos.rewards)
     assert torch.equal(batch.rewards[1::2], own.rewards)
     assert len(batch.obs) == 12

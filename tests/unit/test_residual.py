@@ -11,7 +11,9 @@ import torch
 
 from inril_ray.envs.base_actions import BaseActions
 from inril_ray.policies import POLICIES
+from inril_ray.policies.base import Normalizer
 from inril_ray.policies.denoising import cosine_betas
+from inril_ray.policies.residual import ResidualNormalizer
 from inril_ray.registry import resolve
 from inril_ray.rollout import decision_env
 from tests.fakes import (
@@ -357,3 +359,12 @@ def test_rewards_are_divided_by_the_deviation_of_all_so_far(policy):
     again = tiny_algorithm("residual_ppo", policy=policy)
     again.load_state_dict(json.loads(json.dumps(state)))
     np.testing.assert_array_equal(again.scaled_rewards(second, fresh_start=True), scaled)
+
+
+def test_the_base_s_action_is_left_as_it_is_behind_normalised_observations_of_any_shape():
+    stats = unit_stats()
+    normalizer = ResidualNormalizer(stats, 3, limit=2.0)
+    seen = torch.linspace(-9.0, 9.0, 24).reshape(2, 4, 3)
+    base = torch.arange(16.0).reshape(2, 4, 2)
+    expected = torch.cat([Normalizer(stats).obs(seen).clamp(-2.0, 2.0), base], dim=2)
+    torch.testing.assert_close(normalizer.obs(torch.cat([seen, base], dim=2)), expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,10 @@ def plan(name: str, every: int, count: int) -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize(("every", "imitations"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6]), (7, [7]), (10, [])])
 def test_fixed_imitates_after_every_m_reinforcements(every, imitations):
     assert plan("fixed", every, 7) == ([1, 2, 3, 4, 5, 6, 7], imitations)
+
+
+def test_adaptive_begins_as_fixed_does():
+    assert plan("adaptive", 3, 7) == plan("fixed", 3, 7)
 
 
 def test_rl_only_never_imitates():
@@ -211,6 +216,7 @@ def test_m_holds_where_the_relation_is_not_known(rule):
     assert decided(7, relation(0.5, norm_rl=0.0), rule=rule) == 7
     assert decided(7, relation(0.5, norm_il=0.0), rule=rule) == 7
     assert decided(7, relation(1.0, norm_il=90.0), context(rl_steps=0), rule=rule) == 7
+    assert decided(7, relation(1.0, norm_il=90.0), context(rl_lr=0.0), rule=rule) == 7
     assert decided(7, relation(1.0, norm_il=90.0), rule=rule) != 7
 
 
@@ -266,3 +272,14 @@ def test_bounds_that_exclude_the_start_are_refused():
         build(AdaptiveConfig, {"rule": "cubic"})
     with pytest.raises(InrilError, match=r"ema = 1\.0"):
         build(AdaptiveConfig, {"ema": 1.0})
+
+
+def test_m_may_start_at_either_bound():
+    settings = AdaptiveConfig(min_every=3, max_every=9)
+    assert [AdaptiveSchedule(every, settings).every for every in (3, 9)] == [3, 9]
+
+
+def test_an_adaptive_schedule_is_made_of_the_sections_of_a_configuration():
+    interleave = SimpleNamespace(every=7, adaptive=AdaptiveConfig(rule="paper_sqrt", max_every=8))
+    schedule = AdaptiveSchedule.from_config(interleave)
+    assert (schedule.every, schedule.settings) == (7, interleave.adaptive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from inril_ray.statistics import (
     episodes_estimate,
     interquartile_mean,
     mean_estimate,
+    measure_of,
     paired_difference,
     pairs_needed,
     probability_of_improvement,
@@ -68,6 +70,25 @@ def test_results_in_words():
     assert score_text({**score, "success_rate": 0.35149, **passing}) == (
         "success final 35.1 % [-30.2, 40.0] (reached 80.0 %, held 50.0 %)"
     )
+
+
+def test_a_rate_of_one_trial():
+    z = 1.959963984540054
+    assert rate(0, 1).high == pytest.approx(z * z / (1 + z * z))
+    assert (rate(0, 1).low, rate(1, 1).high) == (0.0, 1.0)
+
+
+def test_what_is_printed_beside_a_number():
+    """The words of every plot, table and report; other modules take them from here."""
+    assert dataclasses.asdict(measure_of({"success_rate": 0.5, "score": 0.5})) == {
+        "word": "success", "name": "success rate", "unit": " %", "axis": "Success rate (%)",
+        "axis_range": (0.0, 100.0), "points": "percentage points", "interval": "95 % Wilson interval",
+        "rule": "held",
+    }  # fmt: skip
+    assert dataclasses.asdict(measure_of({"score": 0.5})) == {
+        "word": "score", "name": "score", "unit": "", "axis": "Score (0: random policy, 100: expert)",
+        "axis_range": None, "points": "points", "interval": "95 % Student-t interval", "rule": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 4)])
@@ -268,3 +289,61 @@ def test_pairs_needed_are_the_fewest(difference):
 def test_pairs_needed_as_tables_have_them():
     """Cohen 1988, table 2.4.1: d = 0.5, power 0.8, two-sided 5 %, paired: 34 pairs."""
     assert pairs_needed(1.0, 0.5) == 34
+
+
+BIG = 2.0**25
+"""From here on float32 has no odd numbers: sums of such scores must be in float64."""
+
+
+def test_statistics_are_computed_in_float64():
+    values = np.array([BIG, BIG + 4, BIG + 8, BIG + 8], np.float32)
+    assert mean_estimate(values).value == BIG + 5
+    assert interquartile_mean(values) == BIG + 6
+    # In float32 BIG + 1 is BIG: a tie.
+    assert probability_of_improvement(np.array([BIG + 1]), np.array([BIG], np.float32)).value == 1.0
+
+
+def sure(*scores: float) -> list[np.ndarray]:
+    """Runs so long that their episodes leave next to nothing open."""
+    return [np.full(10_000, score) for score in scores]
+
+
+def percentiles(samples: np.ndarray) -> tuple[float, float]:
+    """2.5 and 97.5 %, linear between order statistics, without numpy's own."""
+    ordered, ends = np.sort(samples), []
+    for share in (0.025, 0.975):
+        at = share * (len(ordered) - 1)
+        low = int(at)
+        high = min(low + 1, len(ordered) - 1)
+        ends.append(float(ordered[low] + (at - low) * (ordered[high] - ordered[low])))
+    return ends[0], ends[1]
+
+
+def middle(values: np.ndarray) -> float:
+    """Mean of what is left without a quarter of the values at each end, rounded down."""
+    cut = len(values) // 4
+    return float(np.sort(values)[cut : len(values) - cut].mean())
+
+
+@pytest.mark.parametrize("settings", [{}, {"seed": 3, "num_samples": 400}])
+def test_bootstrap_by_hand(settings):
+    strata = [np.array([0.1, 0.7, 0.4, 0.9, 0.3]), np.array([0.2, 0.8, 0.5])]
+    paired = [np.array([0.2, 0.1, 0.4, 0.6, 0.3]), np.array([0.9, 0.1, 0.2])]
+    rng, count = np.random.default_rng(settings.get("seed", 0)), settings.get("num_samples", 10_000)
+    draws = [rng.integers(size, size=(count, size)) for size in (5, 3)]
+
+    def resampled(scores: list[np.ndarray]) -> np.ndarray:
+        return np.array(
+            [
+                middle(np.concatenate([s[d] for s, d in zip(scores, row, strict=True)]))
+                for row in zip(*draws, strict=True)
+            ]
+        )
+
+    runs, others = ([sure(*scores) for scores in some] for some in (strata, paired))
+    alone = stratified_bootstrap(runs, SCORE, **settings)
+    assert alone.value == pytest.approx(middle(np.concatenate(strata)))
+    assert (alone.low, alone.high) == pytest.approx(percentiles(resampled(strata)))
+    difference = stratified_bootstrap(runs, SCORE, paired=others, **settings)
+    assert difference.value == pytest.approx(middle(np.concatenate(strata)) - middle(np.concatenate(paired)))
+    assert (difference.low, difference.high) == pytest.approx(percentiles(resampled(strata) - resampled(paired)))

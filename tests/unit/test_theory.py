@@ -21,6 +21,7 @@ from inril_ray.interleaving_theory import (
     rho_se_of,
 )
 from inril_ray.metrics import METRICS
+from inril_ray.schedules.adaptive import AdaptiveConfig
 
 
 def estimate(inner=-0.5, norm_sq_rl=4.0, norm_sq_il=1.0, variance_rl=0.0, variance_il=0.0, covariance=None):
@@ -73,6 +74,76 @@ def test_averages_are_bias_corrected():
     assert smoothed.inner == pytest.approx(0.01 / 0.19)
     assert smoothed.norm_sq_rl == pytest.approx(1.16 / 0.19)
     assert smoothed.rho == pytest.approx(-0.01 / math.sqrt(1.16 * 0.19))
+
+
+def test_defaults_are_those_of_the_configuration():
+    assert SmoothedRelation().ema == InterleavingTheory().relation.ema == AdaptiveConfig().ema == 0.9
+    assert InterleavingTheory().c_il == AdaptiveConfig().c_il == 0.1
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 5])
+def test_an_estimate_by_hand(pairs):
+    """Of gradients in the plane: means of products of different minibatches, and what leaving one pair out changes."""
+    rng = np.random.default_rng(pairs)
+    rl, il = 0.3 * rng.normal(size=(2, pairs, 2)) + np.array([[[1.0, 0.0]], [[-0.5, 0.5]]])
+
+    def moments(g: np.ndarray, h: np.ndarray) -> np.ndarray:
+        different = [(i, j) for i in range(len(g)) for j in range(len(g)) if i != j]
+        return np.array([g.mean(0) @ h.mean(0), *(np.mean([x[i] @ x[j] for i, j in different]) for x in (g, h))])
+
+    rows = np.concatenate([rl, il])
+    found, expected = estimate_relation(rows @ rows.T), moments(rl, il)
+    assert (found.inner, found.norm_sq_rl, found.norm_sq_il) == pytest.approx(expected)
+    # The unbiased variance of minibatches, summed over dimensions.
+    assert found.variance_rl == pytest.approx(rl.var(axis=0, ddof=1).sum())
+    assert found.variance_il == pytest.approx(il.var(axis=0, ddof=1).sum())
+    assert max(found.variance_rl, found.variance_il) < 1.0
+    if pairs < 3:
+        assert found.covariance is None
+        return
+    left_out = np.array([moments(np.delete(rl, i, axis=0), np.delete(il, i, axis=0)) for i in range(pairs)])
+    np.testing.assert_allclose(found.covariance, (pairs - 1) * np.cov(left_out.T, ddof=0), rtol=1e-9)
+    assert found.rho_se == rho_se_of(found.inner, found.norm_sq_rl, found.norm_sq_il, found.covariance) < 1.0
+
+
+def test_rho_stays_within_one_and_needs_both_norms():
+    assert (rho_of(-3.0, 1.0, 1.0), rho_of(3.0, 1.0, 1.0)) == (1.0, -1.0)
+    covariance = 1e-4 * np.eye(3)
+    assert rho_se_of(0.1, 0.25, 0.25, covariance) == pytest.approx(
+        math.sqrt(1e-4 * (16.0 + 2 * (0.1 / 0.25 / 0.5) ** 2))
+    )
+    assert rho_se_of(0.1, 0.25, 0.0, covariance) is None
+    assert rho_se_of(0.1, -0.25, 0.25, covariance) is None
+    assert rho_of(0.1, 0.25, 0.0) is None
+
+
+def test_a_relation_without_an_error_survives_json():
+    first, second = SmoothedRelation(), SmoothedRelation()
+    first.add(estimate(covariance=None))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.rho_se is None
+    assert second.state_dict() == first.state_dict()
+
+
+def test_what_can_t_be_measured_is_no_gain():
+    theory = InterleavingTheory()
+    theory.observe(estimate(inner=math.nan, norm_sq_rl=math.inf), context(rl_lr=0.5), 1.0)
+    assert (theory.rl_gain, theory.delta) == (0.0, 0.0)
+    assert theory.il_share == 0.5
+    alone = InterleavingTheory()
+    assert alone.il_share == 0.0
+    alone.observe(estimate(), context(reinforced=False), 1.0)
+    assert alone.il_share == 1.0
+
+
+def test_a_noise_scale_needs_a_gradient_of_whatever_size():
+    for small, hidden in ((0.25, -1.0), (-1.0, 0.25)):
+        theory = InterleavingTheory()
+        pair = estimate(norm_sq_rl=small, norm_sq_il=hidden, variance_rl=0.5, variance_il=0.5)
+        theory.observe(pair, context(), 1.0)  # 500 and 256 samples
+        found = {name: value for name, value in theory.metrics().items() if name.startswith("noise_scale")}
+        sizes = {"noise_scale_rl": 500 * 0.5 / 0.25} if small > 0 else {"noise_scale_il": 256 * 0.5 / 0.25}
+        assert found == pytest.approx(sizes)
 
 
 def test_norms_are_floored_after_averaging_not_before():
@@ -270,6 +341,9 @@ def test_theory_state_survives_json_and_its_metrics_are_in_the_table():
             theory.observe(estimate_relation(gram), context(i + 1, imitated=i % 4 == 3), probe[i])
     assert halves[1].state_dict() == whole.state_dict()
     assert halves[1].metrics() == whole.metrics()
+    resumed = InterleavingTheory()
+    resumed.load_state_dict(whole.state_dict())
+    assert resumed.metrics() == whole.metrics(), "before anything else is observed"
     assert set(whole.metrics()) == {
         *("rho_ema", "rho_ema_se", "noise_scale_rl", "noise_scale_il", "delta_il_rl", "beta_il_rl", "il_share"),
         "double_descent",
@@ -301,6 +375,41 @@ HUMP = np.sin(np.pi * np.clip(T / 30, 0, 1)) - np.clip((T - 30) / 30, 0, 1)
 )
 def test_double_descent(curve, flagged):
     assert double_descent(list(curve)) is flagged
+
+
+def smoothed_by_hand(losses: np.ndarray) -> list[float]:
+    """Cubics over eleven iterations, or the greatest odd number of fewer; the ends are those of the outer windows."""
+    window = min(11, len(losses) - 1 + len(losses) % 2)
+    result = []
+    for i in range(len(losses)):
+        first = min(max(i - window // 2, 0), len(losses) - window)
+        x = np.arange(first, first + window) - i
+        result.append(float(np.polyval(np.polyfit(x, losses[first : first + window], 3), 0)))
+    return result
+
+
+@pytest.mark.parametrize("length", [5, 6, 7, 10, 11, 12, 25])
+def test_double_descent_by_hand(length):
+    """Thresholds halfway between the smoothed values, so that one more value counts as a rise at each."""
+    rng, flagged = np.random.default_rng(length), []
+    for _ in range(30):
+        losses = rng.choice([-1.0, 1.0]) * 2.0 + rng.normal(size=length)
+        smooth = smoothed_by_hand(losses)
+        heights = sorted(x for x in smooth if x > smooth[0])
+        for low, high in zip([smooth[0], *heights], [*heights, heights[-1] + 1.0] if heights else [], strict=False):
+            limit, first = (low + high) / 2, None
+            for i, value in enumerate(smooth):
+                if value > limit:
+                    first = i
+                    break
+            expected = first is not None and any(value < smooth[0] for value in smooth[first:])
+            assert double_descent(list(losses), (limit - smooth[0]) / abs(smooth[0])) is expected
+            flagged.append(expected)
+    assert {True, False} == set(flagged)
+
+
+def test_the_gain_of_an_imitation_step_by_hand():
+    assert imitation_gain(2.0, 3.0, lr=0.1, smoothness_il=4.0) == pytest.approx(0.1 * 2.0 - 0.5 * 0.01 * 4.0 * 3.0)
 
 
 def test_double_descent_looks_through_noise():
