@@ -265,7 +265,8 @@ class InterleavingTheory:
         if context.reinforced:  # between measurements, by the moving average
             norm_sq = estimate.norm_sq_rl if estimate is not None else self.relation.norm_sq_rl
             self.rl_gain += context.rl_steps * context.rl_lr * (norm_sq if math.isfinite(norm_sq) else 0.0)
-        if estimate is not None and math.isfinite(estimate.inner) and context.imitated:
+        # At a rate of 0, where a decayed rate of RL is imitation's too, nothing is gained.
+        if estimate is not None and math.isfinite(estimate.inner) and context.imitated and context.il_lr > 0:
             smoothness_il = self.c_il / context.il_lr
             self.delta += context.il_steps * imitation_gain(
                 estimate.inner, estimate.variance_il, lr=context.il_lr, smoothness_il=smoothness_il

@@ -175,9 +175,9 @@ class Rollout:
         return sum(v.nbytes for f in fields(self) if isinstance(v := getattr(self, f.name), np.ndarray))
 
     def ended_by_time_limits(self) -> Rollout:
-        """Return the same experience with time limits as ends of the task."""
-        over = self.terminated | self.truncated
-        return replace(self, terminated=over, truncated=np.zeros_like(over))
+        """Return the same experience with time limits as ends of the task; what the NaN guard cut is none."""
+        limit = self.truncated & self.valid
+        return replace(self, terminated=self.terminated | limit, truncated=self.truncated & ~limit)
 
     @staticmethod
     def concatenate(parts: list[Rollout]) -> Rollout:

@@ -231,7 +231,7 @@ def judge(
     """Return difference, probability of improvement, what the design could have found, and the sentence.
 
     Two intervals of the paired difference must agree that it is not zero before a side is taken: the bootstrap's and
-    Student's t; the sentence shows the wider one. With few seeds the bootstrap alone is far too narrow (three seeds of
+    Student's t; the sentence shows the wider one, of those that hold zero where no side is taken. With few seeds the bootstrap alone is far too narrow (three seeds of
     one sign would decide, which happens by chance in one case of four).
 
     Args:
@@ -250,8 +250,8 @@ def judge(
     elif max(bootstrap.high, t.high) < 0:
         outcome = "hurts"
     found = power(treatment, control, measure)
-    wider = "bootstrap" if bootstrap.high - bootstrap.low > t.high - t.low else "Student's t"
-    words = _difference_text(bootstrap if wider == "bootstrap" else t, wider, len(treatment), measure)
+    shown, wider = _shown({"Student's t": t, "bootstrap": bootstrap}, decided=outcome != "can't tell yet")
+    words = _difference_text(shown, wider, len(treatment), measure)
     return {
         "against": CONTROL,
         "difference": vars(bootstrap),
@@ -262,6 +262,14 @@ def judge(
         "sentence": _sentence(outcome, words, name, control_name, found, len(treatment[0]), measure),
         "power": found,
     }
+
+
+def _shown(intervals: Mapping[str, Estimate], *, decided: bool) -> tuple[Estimate, str]:
+    """Return the interval that the sentence shows, with its name."""
+    fitting = {name: e for name, e in intervals.items() if decided or e.low <= 0 <= e.high}
+    # Where no side is taken and none holds zero, they are on two sides of it.
+    name = max(fitting or intervals, key=lambda n: intervals[n].high - intervals[n].low)
+    return intervals[name], name
 
 
 def power(treatment: Sequence[FloatArray], control: Sequence[FloatArray], measure: Measure) -> dict[str, Any]:
@@ -293,6 +301,12 @@ def _difference_text(difference: Estimate, kind: str, num_seeds: int, measure: M
     return f"{points:+.1f} {measure.points} [{low:+.1f}, {high:+.1f}] (95 %, {kind}) over {num_seeds} paired seeds"
 
 
+def _detectable(difference: float, measure: Measure) -> str:
+    if measure.rule and difference > 1:
+        return "no difference that is possible"
+    return f"a true difference of {100 * difference:.1f} {measure.points}"
+
+
 def _sentence(
     outcome: str, difference: str, name: str, control: str, found: Mapping[str, Any], episodes: int, measure: Measure
 ) -> str:
@@ -300,7 +314,7 @@ def _sentence(
         return f"{name} {outcome}: its {measure.name} differs from {control}'s by {difference}."
     text = (
         f"Can't tell yet: {name} differs from {control} by {difference}. With {episodes} episodes a run, such a study "
-        f"finds a true difference of {100 * found['detectable']:.1f} {measure.points} in four cases of five"
+        f"finds {_detectable(found['detectable'], measure)} in four cases of five"
     )
     if found["detectable"] > found["stated"]:
         text += f"; {100 * found['stated']:.0f} would take about {found['seeds']} seeds"
@@ -325,7 +339,7 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"probability of improvement {p['value']:.2f} [{p['low']:.2f}, {p['high']:.2f}]")
         lines.append(
             f"difference: of means {_said(t)} by Student's t, of interquartile means {_said(bootstrap)} by bootstrap; "
-            "the wider interval counts"
+            "a side is taken where neither holds 0"
         )
         lines.append(comparison["sentence"])
     return lines

@@ -97,7 +97,7 @@ WHOLE_CHAIN: Values = {
     "actor.denoising_steps": 20, "actor.finetuned_steps": 20, "actor.min_sampling_std": 0.1, "actor.noise_limit": 3.0,
     "rl.critic_lr": 1e-3, "rl.actor_min_lr": None, "rl.critic_hidden_dim": 256, "rl.critic_num_hidden": 3,
 }  # fmt: skip
-BASELINE: Values = {**WHOLE_CHAIN, "rl.batch_size": 1000, "rl.weight_decay": 0.0}
+BASELINE: Values = {**WHOLE_CHAIN, "rl.batch_size": 1000, "rl.weight_decay": 0.0, "rl.time_limits": "bootstrap"}
 ON_ROBOMIMIC: Values = {"rl.discount": 0.999, "rl.actor_lr": 1e-5, "num_iterations": training(300)}
 ON_GYM: Values = {
     "rl.discount": 0.99, "rl.actor_lr": 1e-4, "num_iterations": training(1000), "rollout.num_envs": 40,

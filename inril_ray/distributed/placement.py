@@ -31,8 +31,8 @@ def bundles(config: ExperimentConfig, cluster_gpus: float) -> list[Bundle]:
     """
     compute, simulates = config.compute, envs.entry(config.task).needs_gpu(config.env)
     share = compute.worker_gpu
-    if share is None:
-        share = SHARED if simulates else 0.0
+    if share is None or (compute.device == "cpu" and not simulates):
+        share = SHARED if simulates else 0.0  # with compute.device = cpu nobody would use it
     if simulates and not share:
         raise InrilError(
             f"compute.worker_gpu = 0: with env.backend = {config.env.backend!r} each worker simulates on a GPU. Leave "

@@ -114,6 +114,23 @@ def test_what_follows_a_time_limit(policy, rule):
     np.testing.assert_allclose(actual, expected.ravel(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rule", ["bootstrap", "terminal"])
+def test_what_the_guard_cut_is_no_end_of_the_task(policy, rule):
+    """The rows before a failure of the simulator expect what its last observation is worth, not nothing."""
+    rollout = tiny_rollouts(policy, 1, num_decisions=4)[0]
+    assert not (rollout.terminated | rollout.truncated).any()
+    truncated, valid = rollout.truncated.copy(), rollout.valid.copy()
+    truncated[2, 1], valid[2, 1] = True, False
+    broken = dataclasses.replace(rollout, truncated=truncated, valid=valid)
+    algorithm = tiny_algorithm("dppo", time_limits=rule, scale_rewards=False, discount=0.95, gae_lambda=0.9)
+    algorithm.critic.forward = lambda obs: torch.full(obs.shape[:-1], 10.0)
+    advantages = np.full(rollout.rewards.shape, np.nan)
+    advantages[valid] = algorithm.prepare(broken, policy, fresh_start=True).advantages.numpy()
+    rewards = rollout.rewards[:, 1].astype(np.float64)
+    second = rewards[1] + 0.95 * 10 - 10 + 0.95 * 0.9 * (rewards[2] + 0.95 * 10 - 10)
+    assert advantages[1, 1] == pytest.approx(second, rel=1e-5)
+
+
 def test_the_last_observation_of_a_rollout_is_where_the_next_one_decides(policy):
     collector = tiny_collector(policy, num_decisions=5)
     collector.reset_each = False

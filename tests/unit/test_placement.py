@@ -34,6 +34,7 @@ def gpu(share: float) -> dict[str, float]:
         (of(num_workers=2), 0, [CPU, CPU, CPU]),
         (of(num_workers=2), 1, [gpu(1.0), CPU, CPU]),
         (of(num_workers=2, device="cpu"), 1, [CPU, CPU, CPU]),
+        (of(num_workers=2, device="cpu", worker_gpu=0.25), 1, [CPU, CPU, CPU]),
         (of(num_workers=2, device="cuda"), 0, [gpu(1.0), CPU, CPU]),
         (of(num_workers=2, worker_gpu=0.25), 1, [gpu(0.25)] * 3),
         (of(num_workers=1, worker_gpu=1), 2, [gpu(1.0)] * 2),

@@ -230,3 +230,13 @@ def test_seeds_that_are_none_are_refused_before_anything_runs(tmp_path: Path) ->
     with pytest.raises(InrilError, match="seed = -3"):
         verdict([{"task": "robomimic/lift"}], tmp_path, seeds=(1, 2, -3), run_one=refuse)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_no_side_is_taken_the_interval_that_is_shown_holds_zero() -> None:
+    """Here the wider one, Student's, ends just above 0, and the bootstrap's below it."""
+    found = judge(runs(0.54, 0.52, 0.54, 0.54, 0.52, 0.58), runs(*[0.5] * 6), "A", "B", BY_RULE["reached"])
+    shown = found["difference"] if found["wider"] == "bootstrap" else found["t_interval"]
+    other = found["t_interval"] if found["wider"] == "bootstrap" else found["difference"]
+    assert found["verdict"] == "can't tell yet"
+    assert shown["low"] <= 0 < other["low"]
+    assert f"[{100 * shown['low']:+.1f}, {100 * shown['high']:+.1f}]" in found["sentence"]
