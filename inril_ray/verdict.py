@@ -231,8 +231,9 @@ def judge(
     """Return difference, probability of improvement, what the design could have found, and the sentence.
 
     Two intervals of the paired difference must agree that it is not zero before a side is taken: the bootstrap's and
-    Student's t; the sentence shows the wider one, of those that hold zero where no side is taken. With few seeds the bootstrap alone is far too narrow (three seeds of
-    one sign would decide, which happens by chance in one case of four).
+    Student's t. The sentence shows the wider one; where no side is taken, of those that hold zero. With few seeds the
+    bootstrap alone is far too narrow (three seeds of one sign would decide, which happens by chance in one case of
+    four).
 
     Args:
         treatment: for each seed, [k] final scores of its episodes.

@@ -12,7 +12,7 @@ import torch
 
 from inril_ray.gradient_separation import SEPARATIONS
 from inril_ray.schedules import SCHEDULES
-from tests.fakes import tiny_learner
+from tests.fakes import tiny_learner, tiny_rollouts
 from tests.unit.test_learner import RELATION, UPDATES, actor_of, rollouts_for, run
 
 
@@ -213,3 +213,21 @@ def test_m_adapts_and_is_logged():
     assert all(1 <= m <= 50 for m in used)
     assert {"rho_se", "noise_scale_il", "il_share"} <= set().union(*rows)
     assert rows[-1]["il_iterations"] >= 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"separation": "naive"},
+        {"phase": "merged"},
+        {"separation": "naive", "schedule": "adaptive"},
+    ],
+)
+def test_a_rate_that_has_decayed_to_zero_ends_no_run(settings: dict[str, Any]) -> None:
+    """Imitation then steps at RL's rate, which the theory must not divide by."""
+    learner = tiny_learner(rl={"actor_min_lr": 0.0, "lr_decay_iterations": 1, "actor_lr": 1e-3}, every=1, **settings)
+    learner.begin()
+    for rollout in tiny_rollouts(learner.policy, 3):
+        metrics = learner.learn(rollout, fresh_start=True)
+    assert learner.actor_optimizer.param_groups[0]["lr"] == 0.0
+    assert all(math.isfinite(v) for name, v in metrics.items() if name.startswith(("delta", "beta"))), metrics
