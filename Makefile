@@ -134,7 +134,7 @@ bench-rllib: $(READY)  ## RLlib's PPO against ours, and the plug-in inside RLlib
 bench-rllib-learning: $(READY)  ## PPO and SAC of RLlib on InvertedPendulum with and without imitation, 18 minutes
 	$(BIN)/python -m benchmarks.rllib_learning
 
-bench-time-limits: $(READY)  ## what should follow a time limit: fifteen runs of Lift, an hour
+bench-time-limits: $(READY)  ## what should follow a time limit: ten runs of Lift, 40 minutes
 	$(BIN)/python -m benchmarks.time_limits
 
 bench-soak: $(READY)  ## a run of two hours on Ray: growth of memory, handles, threads and disk

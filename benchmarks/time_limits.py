@@ -1,12 +1,14 @@
-"""What should follow a time limit? Lift by DPPO without imitation, five seeds from one clone, three rules.
+"""What should follow a time limit? Lift by DPPO without imitation, five seeds from one clone, by several rules.
 
-Beside success it records why: how the advantages of each iteration relate to what the episodes went on to earn.
+``python -m benchmarks.time_limits [RULE …]`` takes ``terminal`` and ``bootstrap`` unless told otherwise. Beside success it
+records why: how the advantages of each iteration relate to what the episodes went on to earn.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -27,6 +29,7 @@ from inril_ray.types import Rollout
 
 SEEDS = range(5)
 RULES: tuple[str, ...] = get_args(get_type_hints(OnPolicyConfig)["time_limits"])
+DEFAULT = ("terminal", "bootstrap")
 RUNS = Path("runs/bench-time-limits")
 SETTINGS: dict[str, Any] = {
     "schedule": "rl_only",
@@ -93,18 +96,21 @@ def signals(rule: str, seed: int) -> list[dict[str, float]]:
     return [json.loads(line) for line in (RUNS / f"{rule}_seed{seed}.{SIGNALS}").read_text().splitlines()]
 
 
-def main() -> None:
-    """Run every rule at every seed and write success, differences and signals."""
+def main(rules: Sequence[str]) -> None:
+    """Run the rules at every seed and write success, differences and signals."""
+    unknown = [rule for rule in rules if rule not in RULES]
+    if unknown or not {*DEFAULT} <= {*rules}:
+        raise SystemExit(f"Rules {' '.join(rules)}: choose of {', '.join(RULES)}; {' and '.join(DEFAULT)} are needed.")
     finished("clone", [{"num_iterations": 1, "rollout": {"num_envs": 2, "num_decisions": 2}}])
     start = {"pretrained": str((RUNS / "clone").resolve())}
     found = {
         rule: [finished(f"{rule}_seed{s}", [start, {"seed": s, "rl": {"time_limits": rule}}]) for s in SEEDS]
-        for rule in RULES
+        for rule in rules
     }
-    measure = measure_of(found[RULES[0]][0]["final"])
+    measure = measure_of(found[rules[0]][0]["final"])
     differences = {
         f"{rule} less bootstrap": vars(paired_difference(outcomes(found[rule]), outcomes(found["bootstrap"]), measure))
-        for rule in RULES
+        for rule in rules
         if rule != "bootstrap"
     }
     write(
@@ -113,10 +119,10 @@ def main() -> None:
             "base": {f"seed{s}": score_text(found["bootstrap"][s]["base"]) for s in SEEDS},
             "final": {rule: {f"seed{s}": score_text(runs[s]["final"]) for s in SEEDS} for rule, runs in found.items()},
             "differences": differences,
-            "signals": {rule: {f"seed{s}": signals(rule, s) for s in SEEDS} for rule in RULES},
+            "signals": {rule: {f"seed{s}": signals(rule, s) for s in SEEDS} for rule in rules},
             "late_correlation": {
                 rule: float(np.mean([line["correlation"] for s in SEEDS for line in signals(rule, s)[LATE:]]))
-                for rule in RULES
+                for rule in rules
             },
         },
         reference="the rule `bootstrap`, from the same clone at the same seeds",
@@ -131,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or DEFAULT)
