@@ -1,7 +1,7 @@
 """What should follow a time limit? Lift by DPPO without imitation, five seeds from one clone, by several rules.
 
-``python -m benchmarks.time_limits [RULE …]`` takes ``terminal`` and ``bootstrap`` unless told otherwise. Beside success it
-records why: how the advantages of each iteration relate to what the episodes went on to earn.
+``python -m benchmarks.time_limits [RULE …]`` takes ``terminal`` and ``bootstrap`` unless told otherwise. Beside
+success it records why: how the advantages of each iteration relate to what the episodes went on to earn.
 """
 
 from __future__ import annotations
@@ -58,10 +58,14 @@ def recorded(path: Path) -> Iterator[None]:
         earned, _ = returns_to_go(rollout.rewards, over, self.config.discount)
         # Less their mean at each decision: the time that is left, which no action decides, is not what is asked for.
         chosen = (earned - earned.mean(axis=1, keepdims=True))[rollout.valid]
-        value = self._values(rollout.obs[:1], policy)
+        first, last = (self._values(obs, policy)[0] for obs in (rollout.obs[:1], rollout.next_obs[-1:]))
+        won = rollout.rewards.sum(axis=0) > 0
         line = {
             "correlation": float(np.corrcoef(batch.advantages.cpu().numpy(), chosen)[0, 1]),
-            "first_value": float(value.mean()),
+            "first_value": float(first.mean()),
+            # Of the observations at the limit, where the episodes that succeeded are compared with those that failed.
+            "last_value_won": float(last[won].mean()) if won.any() else None,
+            "last_value_lost": float(last[~won].mean()) if not won.all() else None,
         }
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -91,7 +95,7 @@ def outcomes(summaries: list[dict[str, Any]]) -> list[np.ndarray]:
     return [np.array(s["final"]["outcomes"], np.float64) for s in summaries]
 
 
-def signals(rule: str, seed: int) -> list[dict[str, float]]:
+def signals(rule: str, seed: int) -> list[dict[str, Any]]:
     """Return what was recorded of a run."""
     return [json.loads(line) for line in (RUNS / f"{rule}_seed{seed}.{SIGNALS}").read_text().splitlines()]
 
