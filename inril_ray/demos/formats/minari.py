@@ -196,7 +196,9 @@ def _keys(
         if expectation and len(expectation.obs_keys) > 1:
             keys = ", ".join(key for key, _ in expectation.obs_keys)
             raise DemoError(path, f"is one array, the task needs {keys} apart.", field="observation_space")
-        other_names(selection, None, prefix=PREFIX)  # one array has no names in it
+        if selection.names:
+            names = ", ".join(selection.names)
+            raise DemoError(path, f"is one array without names; {names} can't be named.", field="observation_space")
         spaces, wanted = {FLAT: space}, [(FLAT, width) for _, width in expectation.obs_keys] if expectation else None
     elif space.get("type") == "Dict" and isinstance(space.get("subspaces"), dict):
         spaces, selection = _flat(space["subspaces"]), other_names(selection, expectation, prefix=PREFIX)
