@@ -145,6 +145,12 @@ def _info(path: Path, metadata: Mapping[str, Any]) -> FileInfo:
     env_spec = _json(path, metadata, "env_spec")
     env_id = stated_name(env_spec.get("id")) or ""
     name, version = re.fullmatch(r"(?:.*/)?(.*?)(?:-(v\d+))?", env_id, re.DOTALL).groups()  # type: ignore[union-attr]
+    action_space = _json(path, metadata, "action_space")
+    try:
+        stated = gymnasium_spec.interface(env_spec, action_space)
+    except (ValueError, TypeError):
+        bounds = f"{action_space.get('low')!r:.60} and {action_space.get('high')!r:.60}"
+        raise DemoError(path, f"has the bounds {bounds}; lists of numbers are needed.", field="action_space") from None
     source = metadata.get(SOURCE_KEY)
     source = source if isinstance(source, dict) else {}
     dataset = str(metadata.get("dataset_id", ""))
@@ -162,7 +168,7 @@ def _info(path: Path, metadata: Mapping[str, Any]) -> FileInfo:
             **({"made_by": source} if source else {}),
         },
         warnings=gymnasium_spec.warnings(env_spec),
-        stated=gymnasium_spec.interface(env_spec, _json(path, metadata, "action_space")),
+        stated=stated,
     )
 
 

@@ -206,11 +206,11 @@ def _controllers(configs: Any) -> list[tuple[Mapping[str, Any], bool]]:
 def _arm(controller: tuple[Mapping[str, Any], bool]) -> tuple[tuple[str, Any], ...]:
     """Return the fields of an interface that the controller of one arm states."""
     config, composite = controller
-    kind, controller = stated_name(config.get("input_type")), stated_name(config["type"])
+    kind, model = stated_name(config.get("input_type")), stated_name(config["type"])
     if kind is None and config.get("control_delta") is not None:
         kind = "delta" if config["control_delta"] else "absolute"
-    fields: dict[str, Any] = {"controller": controller, "action_type": kind}
-    if (controller or "").startswith(POSE_CONTROLLER):
+    fields: dict[str, Any] = {"controller": model, "action_type": kind}
+    if (model or "").startswith(POSE_CONTROLLER):
         frame = "base" if composite else "world"
         fields["action_frame"] = stated_name(config["input_ref_frame"]) if "input_ref_frame" in config else frame
     if "interpolation" in config:
