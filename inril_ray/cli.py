@@ -485,8 +485,7 @@ def _expectation(arguments: argparse.Namespace) -> Any:
             raise InrilError(f"--set {' '.join(arguments.set)}: options are those of a task; name it with --task.")
         return None
     spec, rules = envs.spec(arguments.task, options), getattr(arguments, "semantics", None)
-    choices = recordable(envs.entry(arguments.task).semantics)
-    if rules is not None and rules not in choices:
+    if rules is not None and rules not in (choices := recordable(envs.entry(arguments.task).semantics)):
         known = (
             f"is recorded by the rules {' or '.join(choices)}" if choices else "has no rules to choose; leave it out"
         )
