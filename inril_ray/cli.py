@@ -427,7 +427,7 @@ def _demos_make(arguments: argparse.Namespace) -> None:
     if held_out is None:
         held_out = 2 if can_hold_out(arguments.task) and arguments.num >= 10 else 0
     quality = parse_overrides(arguments.set)
-    options = build(EnvConfig, quality.pop("env", {}), "env")
+    options = build(EnvConfig, _env_section(quality.pop("env", {})), "env")
     result = record(
         arguments.task,
         arguments.out,
@@ -450,29 +450,47 @@ def _demos_make(arguments: argparse.Namespace) -> None:
     print(f"{line}.")
 
 
+def _env_section(values: Any) -> dict[str, Any]:
+    """Return what ``--set`` says of the task, which has to be said key by key."""
+    from inril_ray.config import shown
+
+    if not isinstance(values, dict):
+        raise InrilError(f"--set env={shown(values)}: a key is missing, such as env.semantics.")
+    return values
+
+
 def _env_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the command line says of the task."""
-    from inril_ray.config import parse_overrides, shown
+    from inril_ray.config import parse_overrides
 
     overrides = parse_overrides(arguments.set)
     if set(overrides) - {"env"}:
         raise InrilError(
             f"--set: only env. keys, such as env.semantics=v141, are for here, not {', '.join(overrides)}."
         )
-    env = overrides.get("env", {})
-    if not isinstance(env, dict):
-        raise InrilError(f"--set env={shown(env)}: a key is missing, such as env.semantics.")
-    return env
+    return _env_section(overrides.get("env", {}))
 
 
 def _expectation(arguments: argparse.Namespace) -> Any:
+    """Return what the task expects; None without one, which has no options either."""
     from inril_ray import envs
     from inril_ray.config import build
     from inril_ray.demos.episodes import Expectation
+    from inril_ray.demos.semantics import recordable
     from inril_ray.envs.base import EnvConfig
 
-    spec = envs.spec(arguments.task, build(EnvConfig, _env_overrides(arguments), "env"))
-    return Expectation.of(spec, getattr(arguments, "semantics", None))
+    options = build(EnvConfig, _env_overrides(arguments), "env")
+    if not arguments.task:
+        if arguments.set:
+            raise InrilError(f"--set {' '.join(arguments.set)}: options are those of a task; name it with --task.")
+        return None
+    spec, rules = envs.spec(arguments.task, options), getattr(arguments, "semantics", None)
+    if rules is not None and rules not in (choices := recordable(envs.entry(arguments.task).semantics)):
+        known = (
+            f"is recorded by the rules {' or '.join(choices)}" if choices else "has no rules to choose; leave it out"
+        )
+        raise InrilError(f"--semantics {rules}: {arguments.task} {known}.")
+    return Expectation.of(spec, rules)
 
 
 def _names(pairs: list[str]) -> dict[str, str]:
@@ -493,7 +511,7 @@ def _demos_inspect(arguments: argparse.Namespace) -> None:
     from inril_ray.demos.store import load
     from inril_ray.demos.summary import summary_lines
 
-    expectation = _expectation(arguments) if arguments.task else None
+    expectation = _expectation(arguments)
     arrays = load(arguments.file, expectation, Selection(filter=arguments.filter, names=_names(arguments.key)))
     expected = expectation.interface if expectation else None
     print(plain("\n".join(summary_lines(arguments.file, arrays, expected))))

@@ -76,15 +76,16 @@ def record(
     """
     demonstrator: type[Demonstrator] = resolve(DEMONSTRATORS, task, "demonstrator (by task)")
     suite = task.split("/")[0]
+    least_values = (("num_demos (--num)", num_demos, 1), ("seed", seed, 0), ("max_steps", max_steps, 1))
+    for name, value, least in least_values:
+        if value is not None and value < least:
+            raise InrilError(f"{name} = {value}: must be at least {least}.")
     if not 0 <= held_out < num_demos:
         raise InrilError(f"held_out = {held_out}: must be at least 0 and less than num_demos = {num_demos}.")
     if held_out and not can_hold_out(task):
         raise InrilError(f"held_out = {held_out}: {FORMATS[suite]}, the format of {task}, has no mask for them; use 0.")
     if path.exists():
         raise InrilError(f"{path} exists; demonstrations are not overwritten. Give another name, or delete it.")
-    for name, value, least in (("seed", seed, 0), ("max_steps", 1 if max_steps is None else max_steps, 1)):
-        if value < least:
-            raise InrilError(f"{name} = {value}: must be at least {least}.")
     if suite == "furniture" and path.suffix == ".zarr":
         resip_zarr.zarr_package()
     path.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may take minutes

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from inril_ray import envs
 from inril_ray.demos.causes import cause, explained
-from inril_ray.types import UNSTATED, BoolArray, EnvSpec, FloatArray, InrilError, Interface
+from inril_ray.types import UNSTATED, BoolArray, EnvSpec, FloatArray, InrilError, Interface, SuccessRule
 
 DAMAGE = (
     OSError,
@@ -65,6 +65,8 @@ class Expectation:
     """What a control step can pay; None where that is any number."""
     pays_success: bool = False
     """A control step pays 1 if it ends solved, else 0."""
+    success: SuccessRule = "reached"
+    """What counts as a success. ``held`` is judged as ``reached``: recordings have no chunks."""
     solved: Callable[[FloatArray], BoolArray | None] = _not_told
     """Tells in which of N observations [N, O] the task is solved; None where they don't tell."""
 
@@ -85,6 +87,7 @@ class Expectation:
             ),
             reward_values=spec.reward_values,
             pays_success=spec.pays_success,
+            success=spec.success,
             solved=envs.entry(spec.task).solved if spec.task in envs.TASKS else _not_told,
         )
 
@@ -171,6 +174,8 @@ class FileInfo:
     warnings: tuple[str, ...] = ()
     stated: Interface = UNSTATED
     """What actions and rewards mean."""
+    pays_success: bool = False
+    """By what the file states, a step pays 1 if it ends solved, else 0."""
 
 
 class Format(Protocol):
@@ -308,6 +313,45 @@ def wanted_keys(available: Sequence[str], expectation: Expectation | None) -> tu
     return expectation.obs_keys if expectation else tuple((key, None) for key in sorted(available))
 
 
-def how_to_name(key: str) -> str:
-    """Return the advice for a set that has other names than the one that is looked for."""
-    return f"If it has another name there, `inril demos convert … --key {key}=NAME` tells it."
+def missing(path: Path, fields: Mapping[str, str], found: str, *, episode: str | None = None) -> DemoError:
+    """Return the error of keys that are not in a file, with the advice for one that has other names.
+
+    Args:
+        path: file, for the message.
+        fields: key that is looked for, such as ``object``, to where it was looked for, such as ``obs/object``.
+        found: what is there instead.
+        episode: name, for the message.
+    """
+    them, are = ("it", "is") if len(fields) == 1 else ("them", "are")
+    advice = " ".join(f"--key {key}=NAME" for key in fields)
+    message = f"{are} missing; found: {found}. Where the file calls {them} otherwise, name {them} with {advice}"
+    message += " (`inril demos inspect` and `convert` take that)."
+    return DemoError(path, message, episode=episode, field=", ".join(fields.values()))
+
+
+def other_names(
+    selection: Selection, expectation: Expectation | None, *, prefix: str, others: Sequence[str] = ()
+) -> Selection:
+    """Return a selection whose names belong to keys that are looked for.
+
+    Args:
+        selection: as it was asked for.
+        expectation: whose keys are looked for.
+        prefix: of the format's names of observations, such as ``observation.``; a key may be given with it.
+        others: what is looked for beside observations.
+
+    Raises:
+        InrilError: a key that is not looked for, or one that comes twice.
+    """
+    keys = (*(key for key, _ in expectation.obs_keys), *others) if expectation else others
+    names: dict[str, str] = {}
+    for given, name in selection.names.items():
+        key = given if given in keys else given.removeprefix(prefix)
+        if key not in keys:
+            choices = f"what is: {', '.join(keys)}" if keys else "the names of the file are taken as they are"
+            hint = "" if expectation else "; --task gives the keys of a task"
+            raise InrilError(f"--key {given}={name}: nothing of that name is looked for, {choices}{hint}.")
+        if key in names:
+            raise InrilError(f"--key {given}={name}: {key} is named twice, as {names[key]} and as {name}.")
+        names[key] = name
+    return replace(selection, names=names)

@@ -39,6 +39,38 @@ MAX_SHARE_OUTSIDE = 0.05
 controller or in other units."""
 
 
+PLACEHOLDERS = ("", "unknown", "none", "null", "nan", "n/a", "na", "unspecified", "undefined", "?", "-")
+"""What is written where a name has to be and nobody knows it."""
+
+
+def stated_name(value: Any) -> str | None:
+    """Return a name that a file states, None where it is a placeholder for one."""
+    text = "" if value is None else str(value).strip()
+    return None if text.lower() in PLACEHOLDERS else text
+
+
+def stated_names(values: Any) -> tuple[str, ...] | None:
+    """Return the names in a list, or a single one, None where one of them is a placeholder or there are none."""
+    listed = values if isinstance(values, list | tuple) else [values]
+    names = [name for name in map(stated_name, listed) if name is not None]
+    return tuple(names) if names and len(names) == len(listed) else None
+
+
+def stated_frequency(value: Any) -> float | None:
+    """Return a frequency in Hz that a file states, None where it is none: not there, a placeholder, or not positive.
+
+    Raises:
+        ValueError: it is something else than a number.
+    """
+    if value is None or (isinstance(value, str) and stated_name(value) is None):
+        return None
+    try:
+        hz = float(value)
+    except (ValueError, TypeError):
+        raise ValueError(f"{value!r:.60} is no number of Hz") from None
+    return hz if 0.0 < hz < np.inf else None
+
+
 def check_interface(path: Path, stated: Interface, expected: Interface) -> None:
     """Compare what a file states with what a task expects; what either leaves open is not compared.
 

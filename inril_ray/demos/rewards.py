@@ -56,6 +56,33 @@ def task_rewards(
     return rewards, tuple(f"{had}, the task pays {pays}: {way}." for way in sorted(ways))
 
 
+def task_successes(
+    episodes: Sequence[Episode],
+    rewards: Sequence[FloatArray | None],
+    pays_success: bool,
+    expectation: Expectation | None,
+) -> list[bool | None]:
+    """Return whether each episode is a success, None where that is unknown.
+
+    Where a step pays 1 if it ends solved, its rewards tell, once they are in these units: by the rule of the task, or
+    with no task in any step. Else what the file says of the episode counts.
+
+    Args:
+        episodes: as they were read.
+        rewards: of each, in the units of the task; as they were read with no task.
+        pays_success: the file states that its own are in these units.
+        expectation: of the task, if there is one.
+    """
+    known = [r for r in rewards if r is not None]
+    if expectation:
+        pays = expectation.pays_success
+    else:
+        pays = pays_success and all(np.isin(r, (0.0, 1.0)).all() for r in known)
+    steps = slice(-1, None) if expectation and expectation.success == "final" else slice(None)
+    paid = [None if r is None or not pays else bool((r[steps] == 1.0).any()) for r in rewards]
+    return [e.success if p is None else p for e, p in zip(episodes, paid, strict=True)]
+
+
 def _by_rule(episode: Episode, expectation: Expectation) -> FloatArray | None:
     if episode.final_obs is None:
         return None

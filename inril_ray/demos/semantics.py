@@ -44,6 +44,11 @@ TOLERANCE_M = 1e-3
 """Recordings agree with their own rules to 1e-7, and disagree with others by centimetres."""
 
 
+def recordable(simulated: Sequence[str]) -> list[str]:
+    """Return the rules that a recording may follow for a task that can simulate these."""
+    return [*simulated, *(recorded for recorded, near in NEARLY_EQUAL if near in simulated)]
+
+
 def check_task(path: Path, info: FileInfo, expectation: Expectation) -> tuple[str, ...]:
     """Compare what a file says about its environment with what a task simulates.
 

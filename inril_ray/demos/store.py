@@ -15,7 +15,7 @@ from inril_ray.demos.causes import cause
 from inril_ray.demos.episodes import EVERYTHING, DemoError, Episode, Expectation, FileInfo, Selection
 from inril_ray.demos.interface import outside
 from inril_ray.demos.recognition import recognise
-from inril_ray.demos.rewards import task_rewards
+from inril_ray.demos.rewards import task_rewards, task_successes
 from inril_ray.demos.semantics import check_episodes, check_task
 from inril_ray.types import DemoBatch, FloatArray, InrilError, NormalizerStats
 
@@ -152,6 +152,8 @@ def read_source(path: Path, expectation: Expectation | None, selection: Selectio
     episodes = list(reader.read(path, expectation, selection))
     _check_shapes(path, episodes, selection)
     rewards, told = task_rewards(episodes, info.stated, expectation)
+    successes = task_successes(episodes, rewards, info.pays_success, expectation)
+    episodes = [dataclasses.replace(e, success=s) for e, s in zip(episodes, successes, strict=True)]
     warnings += check_episodes(path, info, episodes, expectation) + told
     actions = np.concatenate([e.actions for e in episodes])
     if expectation:

@@ -67,7 +67,7 @@ def _properties(arrays: DemoArrays, expected: Interface | None) -> Iterator[tupl
     for name in ("filter", "filters", "tasks", "robot_type", "dataset_id", "made_by"):
         if metadata.get(name):
             yield name.replace("_", " "), _plain(metadata[name])
-    if "observations" in metadata:
+    if metadata.get("observations"):
         yield "in the file", ", ".join(f"{key} {_shape(shape)}" for key, shape in metadata["observations"].items())
     yield "content", f"SHA-256 {info.content_hash}"
     for warning in metadata.get("warnings", ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from inril_ray.cli import main
 from inril_ray.demos.episodes import Expectation
 from inril_ray.demos.formats import d4rl_hdf5
 from inril_ray.demos.store import load
+from inril_ray.demos.summary import summary_lines
 from inril_ray.envs.base import EnvConfig
 from tests.unit import test_demos_d4rl, test_demos_lerobot, test_demos_minari
 
@@ -141,3 +143,62 @@ def test_a_file_of_another_release_needs_the_task_to_follow_it(
     error = refused(capsys, *command, "--set", "env.semantics=v141")
     assert "episode demo_0" in error
     assert "direction of the offset between hand and cube" in error
+
+
+MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
+    # name: (command, part of its one sentence)
+    "key": (("inspect", BUNDLED, "--task", "robomimic/lift", "--key", "objct=foo"), "what is: robot0_eef_pos, robot0"),
+    "key_without_a_task": (("inspect", BUNDLED, "--key", "object=object"), "--task gives the keys of a task"),
+    "key_twice": (
+        ("inspect", BUNDLED, "--task", "robomimic/lift", "--key", "object=a", "--key", "obs/object=b"),
+        "--key obs/object=b: object is named twice, as a and as b.",
+    ),
+    "set_without_a_task": (("inspect", BUNDLED, "--set", "env.semantics=v15"), "name it with --task"),
+    "set_of_nothing": (("inspect", BUNDLED, "--set", "env.nonsense=1"), "'env.nonsense'. Keys here: "),
+    "set_a_section": (("inspect", BUNDLED, "--set", "env=3"), "--set env=3: a key is missing, such as env.semantics."),
+    "make_a_section": (
+        ("make", "robomimic/lift", "--out", "x.hdf5", "--set", "env=3"),
+        "--set env=3: a key is missing, such as env.semantics.",
+    ),
+    "no_episodes": (("make", "robomimic/lift", "--out", "x.hdf5", "--num", 0), "(--num) = 0: must be at least 1."),
+    "rules": (
+        ("convert", BUNDLED, "x.arrow", "--task", "robomimic/lift", "--semantics", "v99"),
+        "inril: --semantics v99: robomimic/lift is recorded by the rules v15 or v141.",
+    ),
+    "rules_of_another_time": (
+        ("convert", BUNDLED, "x.arrow", "--task", "gym/hopper", "--semantics", "v3"),
+        "gym/hopper is recorded by the rules v4 or v5 or v2.",
+    ),
+    "no_rules": (
+        ("convert", BUNDLED, "x.arrow", "--task", "fetch/push", "--semantics", "v4"),
+        "has no rules to choose",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_would_be_ignored_is_refused_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, message = MISTAKES[name]
+    error = refused(capsys, *command)
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_nothing_looks_for_are_refused_in_every_format(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lerobot, goal = test_demos_lerobot.write_set(tmp_path / "set"), test_demos_minari.unpack(tmp_path) / "hdf5"
+    error = refused(capsys, "inspect", lerobot, "--key", "actoin=a")
+    assert "--key actoin=a: nothing of that name is looked for, what is: action, next.reward, next.success;" in error
+    assert "the names of the file are taken as they are" in refused(capsys, "inspect", goal / "goal", "--key", "a=b")
+    assert "is one array without names; a can't be named" in refused(capsys, "inspect", goal / "flat", "--key", "a=b")
+
+
+def test_a_set_without_observations_leaves_no_line_of_them() -> None:
+    arrays = load(BUNDLED)
+    bare = dataclasses.replace(arrays, info=dataclasses.replace(arrays.info, metadata={"observations": {}}))
+    assert not any(line.startswith("in the file") for line in summary_lines(BUNDLED, bare))

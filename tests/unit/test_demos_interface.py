@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from inril_ray import envs
 from inril_ray.cli import main
 from inril_ray.demos.episodes import DemoError, Expectation
-from inril_ray.demos.formats import robomimic_hdf5
+from inril_ray.demos.formats import resip_zarr, robomimic_hdf5
 from inril_ray.demos.gymnasium_spec import interface, warnings
 from inril_ray.demos.interface import MAX_SHARE_OUTSIDE, check_interface, not_stated, outside, statements
 from inril_ray.demos.store import convert, load
@@ -147,6 +148,41 @@ STATED: dict[str, tuple[Callable[[Path], Path], Expectation, Interface, str]] = 
         "10 Hz.*20 Hz",
     ),
 }  # fmt: skip
+
+
+def minari_of(env_spec: str | None, path: Path) -> Path:
+    test_demos_minari.write_set(path, test_demos_minari.FLAT, "Hopper-v5")
+    told = json.loads((path / "data" / "metadata.json").read_text())
+    (path / "data" / "metadata.json").write_text(json.dumps({**told, "env_spec": env_spec}))
+    return path
+
+
+def zarr_of(task: str, path: Path) -> Path:
+    resip_zarr.write(path, test_demos_furniture.EPISODES, task=task, source={"kind": "human"})
+    return path
+
+
+PLACEHOLDERS: dict[str, Callable[[Path], Path]] = {
+    "pickle": lambda p: test_demos_furniture.dump(
+        p.with_suffix(".pkl"), test_demos_furniture.recording(furniture="Unknown")
+    ),
+    "zarr": partial(zarr_of, "unknown"),
+    "minari_null": partial(minari_of, None),
+    "minari": partial(minari_of, '{"id": "unknown"}'),
+}
+
+
+@pytest.mark.parametrize("name", PLACEHOLDERS)
+def test_a_placeholder_names_no_environment(tmp_path: Path, name: str) -> None:
+    assert load(PLACEHOLDERS[name](tmp_path / "set")).info.env_name == ""
+
+
+def test_bounds_in_words_are_told_from_damage(tmp_path: Path) -> None:
+    path = test_demos_minari.write_set(tmp_path / "set", test_demos_minari.FLAT, "Hopper-v5")
+    with_action_space(path, "low", "high")  # type: ignore[arg-type]
+    with pytest.raises(DemoError, match=r"has the bounds \['low', 'low'\] and .*; lists of numbers") as caught:
+        load(path, test_demos_minari.FLAT)
+    assert caught.value.field == "action_space"
 
 
 @pytest.mark.parametrize("name", STATED)

@@ -16,6 +16,7 @@ import pytest
 from inril_ray.demos.episodes import DemoError, Expectation, Selection
 from inril_ray.demos.formats.lerobot import LeRobot
 from inril_ray.demos.store import convert, load, recognise
+from inril_ray.types import Interface
 
 LENGTHS = (5, 3, 4, 6)
 FILES = (0, 0, 1, 1)
@@ -203,20 +204,53 @@ def test_features_of_other_names_are_told_and_can_be_named(good: Path) -> None:
              "next.reward": "reward", "next.success": "done"}  # fmt: skip
     renamed(good, names)
     held = "state, objects, observation.images.front, actions, reward, done, next.done"
-    with pytest.raises(DemoError, match=f"is missing; found: {held}. If .*demos convert … --key action=NAME") as caught:
+    advice = r"--key action=NAME --key environment_state=NAME \(`inril demos inspect` and `convert` take"
+    with pytest.raises(DemoError, match=f"are missing; found: {held}. Where .* them with {advice}") as caught:
         load(good, EXPECTATION)
-    assert caught.value.field == "action"
-    with pytest.raises(DemoError, match=f"found: {held}. If .*--key environment_state=NAME") as caught:
+    assert caught.value.field == "action, observation.environment_state"
+    with pytest.raises(
+        DemoError, match=f"is missing; found: {held}. .* it with --key environment_state=NAME"
+    ) as caught:
         load(good, EXPECTATION, Selection(names={"action": "actions"}))
     assert caught.value.field == "observation.environment_state"
     keys = {"action": "actions", "environment_state": "objects"}  # `state` is found by its own name
     unpaid = load(good, EXPECTATION, Selection(names=keys))
     assert np.isnan(unpaid.rewards).all()
     assert unpaid.success.tolist() == [-1] * 4
+    keys = {"action": "actions", "observation.environment_state": "objects"}  # the key as LeRobot would call it
     named = load(good, EXPECTATION, Selection(names={**keys, "next.reward": "reward", "next.success": "done"}))
     assert named.hash_content() == plain.hash_content()
+    with pytest.raises(DemoError, match="is missing; found: state") as caught:
+        load(good, EXPECTATION, Selection(names={**keys, "next.reward": "rewards"}))
+    assert caught.value.field == "rewards"
+    keys = {"action": "actions"}
     with pytest.raises(DemoError, match="holds no vector whose name begins so; found: state, objects") as caught:
         load(good, selection=Selection(names=keys))
+
+
+@pytest.mark.parametrize("robot", [None, "unknown", "Unknown", "", "none", "N/A", [], [None]])
+def test_a_robot_that_nobody_named_is_not_stated(good: Path, robot: Any) -> None:
+    """Converters and ``lerobot/pusht`` write "unknown"."""
+    info(robot_type=robot)(good)
+    arrays = load(good, dataclasses.replace(EXPECTATION, interface=Interface(robots=("Panda",))))
+    assert arrays.info.stated.robots is None
+    assert "robot_type" not in arrays.info.metadata
+
+
+@pytest.mark.parametrize("fps", [0, -1, "unknown", float("inf")])
+def test_a_frequency_that_is_none_is_not_stated(good: Path, fps: Any) -> None:
+    info(fps=fps)(good)
+    arrays = load(good, dataclasses.replace(EXPECTATION, interface=Interface(control_hz=20.0)))
+    assert arrays.info.stated.control_hz is None
+
+
+def test_the_one_key_of_a_task_is_missing_as_lerobot_would_call_it(good: Path) -> None:
+    renamed(good, {"observation.state": "position"})
+    one = dataclasses.replace(EXPECTATION, obs_keys=(("observation", 3),))
+    with pytest.raises(DemoError, match="--key observation=NAME") as caught:
+        load(good, one)
+    assert caught.value.field == "observation.state"
+    assert load(good, one, Selection(names={"observation": "position"})).obs.shape == (sum(LENGTHS), 3)
 
 
 # -- malformed data sets ----------------------------------------------------------------------------------------------
@@ -266,7 +300,13 @@ MALFORMED: dict[str, tuple[Callable[[Path], Any], str | None, str]] = {
     "other_frames": (info(total_frames=17), "total_frames", "says 17, meta/episodes counts 18"),
     "foreign_data_path": (info(data_path="../{chunk_index}.parquet"), "data_path", "is '../"),
     "features_a_list": (info(features=["action"]), "features", "not a list of features"),
-    "no_action_feature": (info(features={}), "action", "is missing"),
+    "no_features": (
+        info(features={}),
+        "action, observation.state, observation.environment_state",
+        "are missing; found: none",
+    ),
+    "frequency_in_words": (info(fps="abc"), "fps", "'abc' is no number of Hz"),
+    "frequency_a_list": (info(fps=[10]), "fps", r"\[10\] is no number of Hz"),
     "odd_split": (info(splits={"train": "most"}), "splits.train", "'most', not 'first:end'"),
     "nothing_to_train_on": (info(splits={"train": "0:0"}), None, "none is left to train on"),
     "no_episodes_file": (lambda p: (p / EPISODES).unlink(), "total_episodes", "lists 0"),

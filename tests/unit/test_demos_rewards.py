@@ -17,7 +17,7 @@ import torch
 from inril_ray import envs
 from inril_ray.cli import main
 from inril_ray.demos.episodes import DemoError, Episode, Expectation
-from inril_ray.demos.rewards import task_rewards
+from inril_ray.demos.rewards import task_rewards, task_successes
 from inril_ray.demos.store import convert, load, read_arrow
 from inril_ray.demos.summary import summary_lines
 from inril_ray.envs.base import EnvConfig
@@ -133,10 +133,10 @@ def without_rewards(path: Path, *episodes: int) -> Path:
 
 def test_unknown_rewards_are_null_in_the_store(tmp_path: Path) -> None:
     path = without_rewards(tmp_path / "demos.hdf5", 0, 2)
-    converted = convert(path, tmp_path / "demos.arrow", EXPECTATION)
+    converted = convert(path, tmp_path / "demos.arrow", PAID)
     column = pa.ipc.open_file(pa.memory_map(str(tmp_path / "demos.arrow"))).read_all()["rewards"]
     assert column.null_count == LENGTHS[0] + LENGTHS[2]
-    arrays = load(tmp_path / "demos.arrow", EXPECTATION)
+    arrays = load(tmp_path / "demos.arrow", PAID)
     np.testing.assert_array_equal(arrays.rewards, converted.rewards)
     assert arrays.unknown_rewards.tolist() == [True, False, True, False]
     assert arrays.success.tolist() == [-1, 1, -1, 1]
@@ -169,9 +169,47 @@ def test_shaped_rewards_of_robomimic_tell_no_success(tmp_path: Path) -> None:
     assert "(dense), the task pays 0 or 1: they are not in its units" in arrays.info.metadata["warnings"][0]
 
 
-def test_half_of_the_reward_is_no_success(tmp_path: Path) -> None:
-    halves = [dataclasses.replace(e, rewards=e.rewards / 2) for e in recorded()]
-    assert load(write_file(tmp_path / "demos.hdf5", halves), EXPECTATION).success.tolist() == [0] * 4
+PAID = dataclasses.replace(EXPECTATION, reward_values=(0.0, 1.0), pays_success=True)
+ROBOSUITE = {"env_name": "Fake", "env_version": "1.5.2", "type": 1}
+SPARSE = {**ROBOSUITE, "env_kwargs": {"reward_shaping": False}}
+UNITS: dict[str, tuple[Expectation | None, dict[str, Any], float, float, list[int]]] = {
+    # name: (the task, what the file states, factor and summand of its rewards, successes; the second one fails)
+    "plain": (PAID, ROBOSUITE, 1.0, 0.0, [1, 0, 1, 1]),
+    "penalties": (PAID, ROBOSUITE, 1.0, -1.0, [1, 0, 1, 1]),
+    "halves": (PAID, ROBOSUITE, 0.5, 0.0, [-1] * 4),
+    "doubles": (PAID, SPARSE, 2.0, 0.0, [-1] * 4),
+    "of_a_task_that_pays_by_a_formula": (EXPECTATION, SPARSE, 1.0, 0.0, [-1] * 4),
+    "no_task": (None, SPARSE, 1.0, 0.0, [1, 0, 1, 1]),
+    "no_task_and_penalties": (None, SPARSE, 1.0, -1.0, [-1] * 4),
+    "no_task_and_halves": (None, SPARSE, 0.5, 0.0, [-1] * 4),
+    "no_task_and_nothing_stated": (None, ROBOSUITE, 1.0, 0.0, [-1] * 4),
+}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_success_is_told_by_rewards_in_known_units_only(tmp_path: Path, name: str) -> None:
+    task, stated, factor, summand, successes = UNITS[name]
+    plain = recorded()
+    plain[1].rewards[:] = 0
+    path = write_file(
+        tmp_path / "x.hdf5", [dataclasses.replace(e, rewards=factor * e.rewards + summand) for e in plain]
+    )
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps(stated)
+    assert load(path, task).success.tolist() == successes
+
+
+def test_the_task_says_which_step_shows_its_success() -> None:
+    """Where the last one does, an object that passes by its goal is none, whatever the file's reader makes of flags."""
+    read = [dataclasses.replace(episode(None, [False, True, False]), success=True), episode([0, 0, 1]), episode(None)]
+
+    def successes(task: Expectation) -> list[bool | None]:
+        return task_successes(read, task_rewards(read, UNSTATED, task)[0], False, task)
+
+    assert successes(SUCCESS) == [True, True, None]
+    assert successes(dataclasses.replace(SUCCESS, success="final")) == [False, True, None]
+    assert successes(PARTS) == [True, None, None], "the file's own word"
+    assert Expectation.of(envs.spec("fetch/push", EnvConfig())).success == "final"
 
 
 def test_a_store_of_other_units_is_refused(tmp_path: Path) -> None:
@@ -202,6 +240,8 @@ def test_lift_without_rewards_is_paid_by_the_height_of_the_cube(tmp_path: Path) 
     own = load(BUNDLED, task)
     assert own.rewards.sum() > 0
     np.testing.assert_array_equal(load(path, task).rewards, own.rewards)
+    np.testing.assert_array_equal(load(path, task).success, own.success)
+    assert (own.success == 1).all()
 
 
 # -- algorithms -------------------------------------------------------------------------------------------------------

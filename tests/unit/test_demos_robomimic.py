@@ -12,9 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from inril_ray.demos.episodes import DemoError, Expectation, RecordedEpisode
+from inril_ray.demos.episodes import DemoError, Expectation, RecordedEpisode, Selection
 from inril_ray.demos.formats.robomimic_hdf5 import RobomimicHdf5, write
 from inril_ray.demos.store import convert, load, recognise
+from inril_ray.types import Interface
 
 OBS_KEYS = (("hand", 3), ("object", 2))
 EXPECTATION = Expectation(env_name="Fake", obs_keys=OBS_KEYS, action_dim=2)
@@ -93,7 +94,6 @@ def test_missing_rewards_are_unknown(good: Path) -> None:
     arrays = load(good, EXPECTATION)
     assert np.isnan(arrays.rewards[:5]).all()
     assert np.isfinite(arrays.rewards[5:]).all()
-    assert arrays.success.tolist() == [-1, 1, 1, 1]
 
 
 def test_a_file_without_masks_holds_nothing_out(good: Path) -> None:
@@ -160,6 +160,37 @@ def test_the_release_of_robosuite_gives_the_rules(
     assert bool(info.warnings) == (version == "1.2.0"), "older than what the rules were measured with"
 
 
+UNKNOWN = {
+    "env_name": "unknown",
+    "env_version": "",
+    "type": 1,
+    "env_kwargs": {
+        "robots": ["unknown"],
+        "control_freq": 0,
+        "controller_configs": {"type": "OSC_POSE", "input_type": "", "input_ref_frame": None, "kp": None},
+    },
+}
+
+
+def test_placeholders_state_nothing(good: Path) -> None:
+    with h5py.File(good, "r+") as file:
+        file["data"].attrs["env_args"] = json.dumps(UNKNOWN)
+    info = RobomimicHdf5.inspect(good)
+    assert (info.env_name, info.semantics, info.metadata["env_version"]) == ("", "v141", "1.4.1")
+    assert info.stated == Interface(controller="OSC_POSE", changed_by=())
+
+
+def test_all_missing_keys_are_told_with_what_names_them(good: Path) -> None:
+    three = dataclasses.replace(EXPECTATION, obs_keys=(("grip", 1), ("hand", 3), ("cube", 2)))
+    with pytest.raises(
+        DemoError, match="are missing; found: hand, object. .*--key grip=NAME --key cube=NAME"
+    ) as caught:
+        load(good, three)
+    assert (caught.value.episode, caught.value.field) == ("demo_0", "obs/grip, obs/cube")
+    arrays = load(good, EXPECTATION, Selection(names={"obs/object": "object"}))  # the key as robomimic would call it
+    np.testing.assert_array_equal(arrays.obs, load(good, EXPECTATION).obs)
+
+
 def test_a_task_with_other_rules_refuses_the_file(tmp_path: Path) -> None:
     old = write_file(tmp_path / "old.hdf5", version="1.4.1")
     load(old, dataclasses.replace(EXPECTATION, semantics="v141"))
@@ -173,13 +204,10 @@ def test_a_task_with_other_rules_refuses_the_file(tmp_path: Path) -> None:
         load(tmp_path / "old.arrow", dataclasses.replace(EXPECTATION, semantics="v15"))
 
 
-def test_ends_and_successes(good: Path) -> None:
+def test_ends(good: Path) -> None:
     with h5py.File(good, "r+") as file:
-        file["data/demo_1/rewards"][:] = 0
-        del file["data/demo_2/rewards"]
         del file["data/demo_3/next_obs"]
     episodes = list(RobomimicHdf5.read(good, EXPECTATION))
-    assert [e.success for e in episodes] == [True, False, None, True]
     assert not any(e.terminated for e in episodes)
     np.testing.assert_array_equal(episodes[0].final_obs, recorded()[0].next_obs[-1])
     assert episodes[3].final_obs is None
@@ -275,7 +303,13 @@ MALFORMED: dict[str, tuple[Callable[[Any], None], str | None, str | None, str]] 
         attribute("data", "env_args", '{"env_name": "Fake", "env_version": "new"}'),
         None,
         ENV_ARGS,
-        "'new' is no version",
+        "holds a value that can't be read: env_version 'new' is no version such as 1.4.1",
+    ),
+    "frequency_in_words": (
+        attribute("data", "env_args", '{"env_name": "Fake", "env_kwargs": {"control_freq": "abc"}}'),
+        None,
+        ENV_ARGS,
+        "holds a value that can't be read: 'abc' is no number of Hz",
     ),
     "version_of_the_future": (
         attribute("data", "env_args", '{"env_name": "Fake", "env_version": "1.6.0"}'),

@@ -225,6 +225,12 @@ def test_record_refuses_to_hold_out_everything(tmp_path: Path, held_out: int) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("num_demos", [0, -3])
+def test_record_refuses_no_episodes_by_their_own_name(tmp_path: Path, num_demos: int) -> None:
+    with pytest.raises(InrilError, match=rf"^num_demos \(--num\) = {num_demos}: must be at least 1\.$"):
+        record("robomimic/lift", tmp_path / "x.hdf5", num_demos=num_demos, seed=0, held_out=0)
+
+
 def test_record_needs_a_demonstrator(tmp_path: Path) -> None:
     with pytest.raises(InrilError, match="Unknown demonstrator.*robomimic/lift"):
         record("robomimic/lifd", tmp_path / "x.hdf5", num_demos=3, seed=0)

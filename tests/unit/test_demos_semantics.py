@@ -267,4 +267,4 @@ def test_a_wrong_label_is_told_refused_and_can_be_corrected(tmp_path: Path, caps
         load(store, Expectation.of(envs.spec("robomimic/lift", EnvConfig(semantics="v141")))).info.semantics == "v141"
     )
     assert main([*convert, "--semantics", "v14"]) == 1
-    assert "rules of v14, which are not known here" in capsys.readouterr().err
+    assert "inril: --semantics v14: robomimic/lift is recorded by the rules v15 or v141." in capsys.readouterr().err

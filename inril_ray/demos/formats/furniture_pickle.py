@@ -50,6 +50,7 @@ from inril_ray.demos.episodes import (
     recorded_source,
 )
 from inril_ray.demos.formats.restricted_pickle import SafeUnpickler
+from inril_ray.demos.interface import stated_name
 from inril_ray.envs.furniture.spec import OBSTACLE_QUAT
 from inril_ray.envs.furniture.tasks import FURNITURE
 from inril_ray.types import FloatArray, Interface
@@ -232,7 +233,7 @@ def _furniture(path: Path, name: str, data: Mapping[str, Any]) -> str:
     value = data.get(field, "")
     if not isinstance(value, str):
         raise DemoError(path, f"is {value!r:.60}, not a name.", episode=name, field=field)
-    return str(value)
+    return stated_name(value) or ""
 
 
 def _success(path: Path, name: str, value: Any) -> bool | None:

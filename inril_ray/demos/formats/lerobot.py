@@ -28,12 +28,14 @@ from inril_ray.demos.episodes import (
     checked_actions,
     checked_array,
     flags,
-    how_to_name,
     json_file,
+    missing,
     no_filter,
+    other_names,
     reading,
     wanted_keys,
 )
+from inril_ray.demos.interface import stated_frequency, stated_names
 from inril_ray.types import FloatArray, Interface
 
 INFO = Path("meta") / "info.json"
@@ -46,6 +48,7 @@ ACTION, REWARD, SUCCESS = "action", "next.reward", "next.success"
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """Features that tell where a step belongs."""
 CAMERAS = ("image", "video")
+PREFIX = "observation."
 STATE = "observation.state"
 TOLERANCE = 1e-3
 """How far extremes of the data may lie from those in ``stats.json``, relative to their size."""
@@ -73,7 +76,11 @@ class LeRobot:
         with reading(path):
             info = _metadata(path)
             cameras = [f"{key} ({f['dtype']})" for key, f in info["features"].items() if f["dtype"] in CAMERAS]
-            robot = info.get("robot_type")
+            robots = stated_names(info.get("robot_type"))
+            try:
+                control_hz = stated_frequency(info.get("fps"))
+            except ValueError as error:
+                raise DemoError(path, f"{error}.", field="fps") from None
             return FileInfo(
                 format="lerobot",
                 env_name="",
@@ -82,7 +89,7 @@ class LeRobot:
                 metadata={
                     "codebase_version": info["codebase_version"],
                     "fps": info.get("fps"),
-                    **({"robot_type": str(robot)} if robot else {}),
+                    **({"robot_type": ", ".join(robots)} if robots else {}),
                     "tasks": _tasks(path),
                     "observations": {
                         key: f.get("shape", []) for key, f in info["features"].items() if key.startswith("observation")
@@ -91,8 +98,8 @@ class LeRobot:
                 },
                 warnings=("cameras are not decoded: " + ", ".join(cameras) + ".",) if cameras else (),
                 stated=Interface(
-                    control_hz=float(info["fps"]) if info.get("fps") is not None else None,
-                    robots=(str(robot),) if robot else None,
+                    control_hz=control_hz,
+                    robots=robots,
                 ),
             )
 
@@ -109,8 +116,10 @@ class LeRobot:
 
         Raises:
             DemoError: the data set is not readable, contradicts its metadata or does not fit.
+            InrilError: a name is given for a key that is not looked for.
         """
         no_filter(path, selection, images="of LeRobot data sets are videos, which are not decoded")
+        selection = other_names(selection, expectation, prefix=PREFIX, others=(ACTION, REWARD, SUCCESS))
         with reading(path):
             info = _metadata(path)
             columns = _columns(path, info["features"], expectation, selection)
@@ -181,25 +190,29 @@ def _columns(
     vectors = [
         key
         for key, f in features.items()
-        if key.startswith("observation.") and f["dtype"] not in CAMERAS and f["dtype"] != "string"
+        if key.startswith(PREFIX) and f["dtype"] not in CAMERAS and f["dtype"] != "string"
     ]
-    if selection.name(ACTION) not in features:
-        raise DemoError(path, f"is missing; found: {_found(features)}. {how_to_name(ACTION)}", field=ACTION)
-    if expectation is None:
-        if not vectors:
-            message = f"holds no vector whose name begins so; found: {_found(features)}."
-            raise DemoError(path, message, field="observation.")
-        return list(wanted_keys(vectors, None))
-    found = []
-    for key, width in expectation.obs_keys:
-        names = [f"observation.{key}", key, *([STATE] if len(expectation.obs_keys) == 1 else [])]
+    # Rewards and successes may be missing, but not under a name that was given.
+    needed = [key for key in (ACTION, REWARD, SUCCESS) if key == ACTION or key in selection.names]
+    lacking = {key: selection.name(key) for key in needed if selection.name(key) not in features}
+    found, keys = [], expectation.obs_keys if expectation else ()
+    for key, width in keys:
+        names = [f"{PREFIX}{key}", key, *([STATE] if len(keys) == 1 else [])]
         names = [selection.names[key]] if key in selection.names else names
         name = next((n for n in names if n in features), None)
         if name is None:
-            raise DemoError(path, f"is missing; found: {_found(features)}. {how_to_name(key)}", field=names[0])
-        if features[name]["dtype"] in CAMERAS:
+            lacking[key] = names[-1] if len(keys) == 1 else names[0]
+        elif features[name]["dtype"] in CAMERAS:
             raise DemoError(path, f"is a camera ({features[name]['dtype']}), which is not decoded.", field=name)
-        found.append((name, width))
+        else:
+            found.append((name, width))
+    if lacking:
+        raise missing(path, lacking, _found(features))
+    if expectation is None:
+        if not vectors:
+            message = f"holds no vector whose name begins so; found: {_found(features)}."
+            raise DemoError(path, message, field=PREFIX)
+        return list(wanted_keys(vectors, None))
     return found
 
 
@@ -304,7 +317,7 @@ def _episode(
     if names[SUCCESS] in has:
         solved = flags(path, matrix(part[names[SUCCESS]]), episode=name, field=names[SUCCESS], length=length)
     parts = [values(key, width) for key, width in columns]
-    own = tuple((key.removeprefix("observation."), p.shape[1]) for (key, _), p in zip(columns, parts, strict=True))
+    own = tuple((key.removeprefix(PREFIX), p.shape[1]) for (key, _), p in zip(columns, parts, strict=True))
     return Episode(
         name=name,
         obs=np.concatenate(parts, axis=1),

@@ -36,13 +36,15 @@ from inril_ray.demos.episodes import (
     checked_actions,
     checked_array,
     flags,
-    how_to_name,
     json_file,
+    missing,
     no_filter,
+    other_names,
     reading,
     wanted_keys,
 )
 from inril_ray.demos.hdf5 import content, open_hdf5
+from inril_ray.demos.interface import stated_name
 from inril_ray.types import FloatArray
 
 METADATA = "metadata.json"
@@ -50,6 +52,7 @@ HDF5_FILE = "main_data.hdf5"
 LAYOUTS = ("hdf5", "arrow", "parquet")
 SUCCESS = ("success", "is_success")
 """Names that environments give to success in ``infos``."""
+PREFIX = "observations/"
 FLAT = ""
 """Key of an observation that is one array."""
 VERSION = "0.5.4"
@@ -94,10 +97,11 @@ class Minari:
         Args:
             path: the directory.
             expectation: what the task requires; None reads all vectors of the observation, in alphabetical order.
-            selection: no filters and no images from this format.
+            selection: no filters and no images from this format; other names of observations.
 
         Raises:
             DemoError: the data set is not readable, contradicts its metadata or does not fit.
+            InrilError: a name is given for a key that is not looked for.
         """
         no_filter(path, selection)
         with reading(path):
@@ -139,8 +143,14 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 def _info(path: Path, metadata: Mapping[str, Any]) -> FileInfo:
     env_spec = _json(path, metadata, "env_spec")
-    env_id = str(env_spec.get("id", ""))
+    env_id = stated_name(env_spec.get("id")) or ""
     name, version = re.fullmatch(r"(?:.*/)?(.*?)(?:-(v\d+))?", env_id, re.DOTALL).groups()  # type: ignore[union-attr]
+    action_space = _json(path, metadata, "action_space")
+    try:
+        stated = gymnasium_spec.interface(env_spec, action_space)
+    except (ValueError, TypeError):
+        bounds = f"{action_space.get('low')!r:.60} and {action_space.get('high')!r:.60}"
+        raise DemoError(path, f"has the bounds {bounds}; lists of numbers are needed.", field="action_space") from None
     source = metadata.get(SOURCE_KEY)
     source = source if isinstance(source, dict) else {}
     dataset = str(metadata.get("dataset_id", ""))
@@ -158,13 +168,13 @@ def _info(path: Path, metadata: Mapping[str, Any]) -> FileInfo:
             **({"made_by": source} if source else {}),
         },
         warnings=gymnasium_spec.warnings(env_spec),
-        stated=gymnasium_spec.interface(env_spec, _json(path, metadata, "action_space")),
+        stated=stated,
     )
 
 
 def _json(path: Path, metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return what a JSON string in the metadata holds; empty if there is none."""
-    if name not in metadata:
+    if metadata.get(name) is None:
         return {}
     try:
         value = json.loads(metadata[name])
@@ -192,9 +202,12 @@ def _keys(
         if expectation and len(expectation.obs_keys) > 1:
             keys = ", ".join(key for key, _ in expectation.obs_keys)
             raise DemoError(path, f"is one array, the task needs {keys} apart.", field="observation_space")
+        if selection.names:
+            names = ", ".join(selection.names)
+            raise DemoError(path, f"is one array without names; {names} can't be named.", field="observation_space")
         spaces, wanted = {FLAT: space}, [(FLAT, width) for _, width in expectation.obs_keys] if expectation else None
     elif space.get("type") == "Dict" and isinstance(space.get("subspaces"), dict):
-        spaces = _flat(space["subspaces"])
+        spaces, selection = _flat(space["subspaces"]), other_names(selection, expectation, prefix=PREFIX)
         wanted = [(selection.name(key), width) for key, width in expectation.obs_keys] if expectation else None
     else:
         raise DemoError(path, f"is {space.get('type')!r}; Box and Dict are read.", field="observation_space")
@@ -207,10 +220,11 @@ def _keys(
         raise DemoError(path, "holds no vector.", field="observation_space")
     if wanted is None:
         return [(key, vectors[key]) for key, _ in wanted_keys(list(vectors), None)]
+    keys = [key for key, _ in expectation.obs_keys] if expectation else []
+    lacking = {key: PREFIX + own for key, (own, _) in zip(keys, wanted, strict=True) if own not in vectors}
+    if lacking:
+        raise missing(path, lacking, ", ".join(vectors))
     for key, width in wanted:
-        if key not in vectors:
-            message = f"is missing; found: {', '.join(vectors)}. {how_to_name(key)}"
-            raise DemoError(path, message, field=f"observations/{key}")
         if vectors[key] != width:
             field = f"observations/{key}".rstrip("/")
             raise DemoError(path, f"has width {vectors[key]}, the task needs {width}.", field=field)

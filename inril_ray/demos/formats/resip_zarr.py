@@ -49,6 +49,7 @@ from inril_ray.demos.formats.furniture_pickle import (
     joined,
     turns_to,
 )
+from inril_ray.demos.interface import stated_name
 from inril_ray.types import InrilError, Interface
 
 MARKS = (".zgroup", ".zarray", "zarr.json")
@@ -257,7 +258,7 @@ def _task(path: Path, group: Any, episodes: int) -> str:
     names = sorted({str(name) for name in np.ravel(_values(_array(path, group, field, episodes)))})
     if len(names) > 1:
         raise DemoError(path, f"names several tasks ({', '.join(names[:5])}); one is read.", field=field)
-    return names[0]
+    return stated_name(names[0]) or ""
 
 
 def _pictures(path: Path, group: Any, key: str, length: int) -> Any:

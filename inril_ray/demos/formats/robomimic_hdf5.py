@@ -28,12 +28,14 @@ from inril_ray.demos.episodes import (
     Selection,
     checked_actions,
     checked_array,
-    how_to_name,
+    missing,
+    other_names,
     reading,
     recorded_source,
     wanted_keys,
 )
 from inril_ray.demos.hdf5 import content, open_hdf5, put, text, top, written
+from inril_ray.demos.interface import stated_frequency, stated_name, stated_names
 from inril_ray.types import UNSTATED, FloatArray, Interface
 
 ENV_ARGS = "data.attrs['env_args']"
@@ -41,8 +43,6 @@ ROBOSUITE_TYPE = 1
 """Robomimic's code for robosuite environments."""
 POSE_CONTROLLER = "OSC"
 """Beginning of the names of controllers whose actions are poses in a frame."""
-SOLVED = 1.0
-"""What robosuite's sparse rewards pay in a step that ends solved; for a part of the task it is less."""
 LIMITS = ("input_min", "input_max", "output_min", "output_max")
 """Range of a controller's actions, and what they are mapped to."""
 
@@ -51,8 +51,7 @@ class RobomimicHdf5:
     """Reader of robomimic's data sets.
 
     Robomimic marks the end of an episode (``dones``) where the task is solved or the recording stops; its tasks don't
-    end by themselves. So no episode counts as terminated. An episode is a success if a step is paid in full, which
-    dense rewards don't tell.
+    end by themselves. So no episode counts as terminated. Nor is success stated: sparse rewards tell it.
     """
 
     @staticmethod
@@ -79,9 +78,11 @@ class RobomimicHdf5:
 
         Raises:
             DemoError: the file is not readable or does not fit; names file, episode and field.
+            InrilError: a name is given for a key that is not looked for.
         """
+        selection = other_names(selection, expectation, prefix="obs/")
         with reading(path), open_hdf5(path) as file:
-            info = _info(path, file)
+            _info(path, file)
             demos = file["data"]
             names = sorted(demos, key=_number)
             held_out = _mask(path, file, "valid", names) if "valid" in file.get("mask", ()) else set()
@@ -92,7 +93,7 @@ class RobomimicHdf5:
                 raise DemoError(path, "holds no episodes.", field="data")
             for name in names:
                 with reading(path, name):
-                    episode = _episode(path, name, demos[name], info, expectation, selection, name in held_out)
+                    episode = _episode(path, name, demos[name], expectation, selection, name in held_out)
                 yield episode
 
 
@@ -104,11 +105,15 @@ def _info(path: Path, file: Any) -> FileInfo:
         raise DemoError(path, "is missing.", field=ENV_ARGS)
     try:
         env_args = json.loads(attributes["env_args"])
-        env_name = str(env_args["env_name"])
+        env_name = stated_name(env_args["env_name"]) or ""
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DemoError(path, f"is not robomimic's JSON ({error!r}).", field=ENV_ARGS) from None
+    try:
         semantics, version = _semantics(env_args)
         stated = interface(env_args)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DemoError(path, f"is not robomimic's JSON ({error!r}).", field=ENV_ARGS) from None
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise DemoError(path, f"holds a value that can't be read: {reason}.", field=ENV_ARGS) from None
     source = recorded_source(path, text(attributes.get(SOURCE_KEY)))
     release, warnings = _release(version) if version else (1, 5), ()
     if release < (1, 4):
@@ -129,6 +134,7 @@ def _info(path: Path, file: Any) -> FileInfo:
         },
         warnings=warnings,
         stated=stated,
+        pays_success=stated.rewards == "sparse",
     )
 
 
@@ -151,15 +157,15 @@ def _semantics(env_args: Mapping[str, Any]) -> tuple[str, str]:
     """Return the rules of the release of robosuite that recorded, and its version; both empty for other simulators."""
     if env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
         return "", ""
-    version = env_args.get("env_version")
+    version = stated_name(env_args.get("env_version"))
     if version is None:
         # The parts of a composite controller came with robosuite 1.5, and so did the name of the version.
         controller = (env_args.get("env_kwargs") or {}).get("controller_configs") or {}
         version = "1.5" if "body_parts" in controller else "1.4.1"
-    release = _release(str(version))
+    release = _release(version)
     if release > (1, 5):
-        return f"robosuite {version}", str(version)
-    return ("v15" if release == (1, 5) else "v141"), str(version)
+        return f"robosuite {version}", version
+    return ("v15" if release == (1, 5) else "v141"), version
 
 
 def interface(env_args: Mapping[str, Any]) -> Interface:
@@ -171,13 +177,13 @@ def interface(env_args: Mapping[str, Any]) -> Interface:
     kwargs = env_args.get("env_kwargs") or {}
     if env_args.get("type", ROBOSUITE_TYPE) != ROBOSUITE_TYPE:
         return UNSTATED
-    robots, hz, shaping = kwargs.get("robots"), kwargs.get("control_freq"), kwargs.get("reward_shaping")
+    shaping = kwargs.get("reward_shaping")
     arms = [_arm(arm) for arm in _controllers(kwargs.get("controller_configs"))]
     # Arms that differ from each other differ from the task's: the last of the differing ones shows it.
     merged = {name: value for arm in sorted(arms, key=lambda arm: arm == arms[0], reverse=True) for name, value in arm}
     return Interface(
-        robots=None if robots is None else (robots,) if isinstance(robots, str) else tuple(map(str, robots)),
-        control_hz=None if hz is None else float(hz),
+        robots=stated_names(kwargs.get("robots")),
+        control_hz=stated_frequency(kwargs.get("control_freq")),
         rewards=None if shaping is None else "dense" if shaping else "sparse",
         changed_by=(),  # robomimic makes the environment again from these arguments alone
         **merged,
@@ -200,18 +206,17 @@ def _controllers(configs: Any) -> list[tuple[Mapping[str, Any], bool]]:
 def _arm(controller: tuple[Mapping[str, Any], bool]) -> tuple[tuple[str, Any], ...]:
     """Return the fields of an interface that the controller of one arm states."""
     config, composite = controller
-    kind = config.get("input_type")
+    kind, model = stated_name(config.get("input_type")), stated_name(config["type"])
     if kind is None and config.get("control_delta") is not None:
         kind = "delta" if config["control_delta"] else "absolute"
-    fields: dict[str, Any] = {"controller": str(config["type"])}
-    if kind is not None:
-        fields["action_type"] = str(kind)
-    if str(config["type"]).startswith(POSE_CONTROLLER):
-        fields["action_frame"] = str(config.get("input_ref_frame", "base" if composite else "world"))
+    fields: dict[str, Any] = {"controller": model, "action_type": kind}
+    if (model or "").startswith(POSE_CONTROLLER):
+        frame = "base" if composite else "world"
+        fields["action_frame"] = stated_name(config["input_ref_frame"]) if "input_ref_frame" in config else frame
     if "interpolation" in config:
         fields["interpolation"] = str(config["interpolation"] or "none")
     for name, key in (("stiffness", "kp"), ("damping", "damping_ratio"), ("damping", "damping")):
-        if key in config and name not in fields:
+        if config.get(key) is not None and name not in fields:
             fields[name] = _numbers(config[key])
     limits = [_numbers(config[key]) for key in LIMITS if config.get(key) is not None]
     if len(limits) == len(LIMITS):
@@ -219,7 +224,7 @@ def _arm(controller: tuple[Mapping[str, Any], bool]) -> tuple[tuple[str, Any], .
         fields |= {"action_low": _numbers(low), "action_high": _numbers(high)}
         if kind != "absolute" and (high != low).all():
             fields["action_scale"] = _numbers((greatest - least) / (high - low))
-    return tuple(fields.items())
+    return tuple((name, value) for name, value in fields.items() if value is not None)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
@@ -229,7 +234,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
 def _release(version: str) -> tuple[int, int]:
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None:
-        raise ValueError(f"env_version {version!r} is no version")
+        raise ValueError(f"env_version {version!r} is no version such as 1.4.1")
     return int(numbers[1]), int(numbers[2])
 
 
@@ -256,7 +261,6 @@ def _episode(
     path: Path,
     name: str,
     group: Any,
-    info: FileInfo,
     expectation: Expectation | None,
     selection: Selection,
     held_out: bool,
@@ -278,13 +282,13 @@ def _episode(
         raw = content(path, group["rewards"], episode=name, field="rewards")
         rewards = checked_array(path, raw, episode=name, field="rewards", length=length)
     parts: dict[str, FloatArray] = {}
-    for key, width in wanted_keys(_arrays(observed), expectation):
+    wanted = wanted_keys(_arrays(observed), expectation)
+    lacking = {key: f"obs/{selection.name(key)}" for key, _ in wanted if selection.name(key) not in observed}
+    if lacking:
+        raise missing(path, lacking, ", ".join(_arrays(observed)) or "none", episode=name)
+    for key, width in wanted:
         own = selection.name(key)
         field = f"obs/{own}"
-        if own not in observed:
-            found = ", ".join(_arrays(observed)) or "none"
-            message = f"is missing; found: {found}. {how_to_name(key)}"
-            raise DemoError(path, message, episode=name, field=field)
         raw = content(path, observed[own], episode=name, field=field)
         if width is None:
             if raw.ndim != 2:
@@ -302,7 +306,6 @@ def _episode(
         rewards=rewards,
         final_obs=_final_obs(path, name, group, parts),
         terminated=False,
-        success=None if rewards is None or info.stated.rewards == "dense" else bool((rewards >= SOLVED).any()),
         held_out=held_out,
         images={key: _images(path, name, observed, key, length) for key in selection.images},
     )
