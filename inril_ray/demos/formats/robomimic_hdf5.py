@@ -35,6 +35,7 @@ from inril_ray.demos.episodes import (
 )
 from inril_ray.demos.hdf5 import content, open_hdf5, put, text, top, written
 from inril_ray.types import UNSTATED, FloatArray, Interface
+from inril_ray.words import reason
 
 ENV_ARGS = "data.attrs['env_args']"
 ROBOSUITE_TYPE = 1
@@ -108,7 +109,7 @@ def _info(path: Path, file: Any) -> FileInfo:
         semantics, version = _semantics(env_args)
         stated = interface(env_args)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DemoError(path, f"is not robomimic's JSON ({error!r}).", field=ENV_ARGS) from None
+        raise DemoError(path, f"is not robomimic's JSON ({reason(error)}).", field=ENV_ARGS) from None
     source = recorded_source(path, text(attributes.get(SOURCE_KEY)))
     release, warnings = _release(version) if version else (1, 5), ()
     if release < (1, 4):
