@@ -270,7 +270,7 @@ def description(config: ExperimentConfig) -> str:
     own = apart_from_preset(config)
     if not own:
         return what
-    return f"{what}, but for\n{yaml.safe_dump(own, sort_keys=False, default_flow_style=False, width=78)}".rstrip()
+    return f"{what}, but for\n{yaml.safe_dump(own, sort_keys=False, default_flow_style=False, width=70)}".rstrip()
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

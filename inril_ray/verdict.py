@@ -299,7 +299,8 @@ def _sentence(
         return f"{name} {outcome}: its {measure.name} differs from {control}'s by {difference}."
     text = (
         f"Can't tell yet: {name} differs from {control} by {difference}. With {counted(episodes, 'episodes')} a run, "
-        f"such a study finds a true difference of {100 * found['detectable']:.1f} {measure.points} in four cases of five"
+        f"such a study finds a true difference of {100 * found['detectable']:.1f} {measure.points} in four cases "
+        "of five"
     )
     if found["detectable"] > found["stated"]:
         text += f"; {100 * found['stated']:.0f} would take about {found['seeds']} seeds"

@@ -113,8 +113,9 @@ def _conditions(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], s
         tag("span", source, class_="label"),
         f" {counted(len(settings), 'settings')} at the seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}; "
         f"{said}. Every trial starts from a cloned policy: {result_text(result.get('base'))}. {definition} "
-        f"Intervals are of the mean over seeds (95 %, {_mean_by(measure)}), and never narrower than the episodes allow; that of a single seed knows "
-        "nothing of others. Evaluation starts from initial states disjoint from those of training.",
+        f"Intervals are of the mean over seeds (95 %, {_mean_by(measure)}), and never narrower than the "
+        "episodes allow; that of a single seed knows nothing of others. "
+        "Evaluation starts from initial states disjoint from those of training.",
         class_="note",
     )
 
