@@ -91,7 +91,7 @@ def ended(arguments: list[str]) -> tuple[int | str, str]:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         for name in ("run._run", "tune.run_sweep", "record.record"):
             patch.setattr(f"inril_ray.{name}", begin)
-        patch.setattr("inril_ray.tracking.mlflow.parent_of", lambda *_: None)
+        patch.setattr("inril_ray.tracking.mlflow.parent_of", lambda *_: contextlib.nullcontext())
         with contextlib.redirect_stderr(said):
             try:
                 return cli.main(arguments), said.getvalue()
