@@ -118,7 +118,7 @@ def check_request(layers: Sequence[Mapping[str, Any]], *, whole: bool = True) ->
     if whole and not isinstance(values.get("task"), str):
         raise InrilError("No task given. Pass --task, for example --task robomimic/lift.")
     for kind, table in TABLES.items():
-        if values.get(kind) is not None:
+        if kind in values and (kind, values[kind]) != ("policy", None):  # which is the algorithm's own
             check_name(table, values[kind], kind)
     known, parts = known_keys(), {"rl": values.get("algorithm"), "actor": values.get("policy")}
     if whole:
