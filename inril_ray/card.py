@@ -16,6 +16,7 @@ from inril_ray.experiment import ExperimentConfig, resolved, task_spec
 from inril_ray.media import choose_episode, write_before_and_after
 from inril_ray.run_dir import read_config, read_json, read_pretrained, write_json
 from inril_ray.statistics import measure_of, score_text
+from inril_ray.words import counted
 
 README, WEIGHTS = "README.md", "policy.safetensors"
 
@@ -86,13 +87,13 @@ def _words(config: ExperimentConfig, summary: Mapping[str, Any], evaluations: Ma
         f"## Evaluation ({measure_of(final).interval}; initial states are disjoint from those of training)",
         "",
         *([measure_of(final).definition, ""] if measure_of(final).rule else []),
-        f"- Cloned: {score_text(base)}, {base['eval_episodes']:.0f} episodes",
+        f"- Cloned: {score_text(base)}, {counted(base['eval_episodes'], 'episodes')}",
         *(
             [f"- Cloned, with critics choosing that have learned nothing yet: {score_text(summary['untrained'])}"]
             if summary.get("untrained")
             else []
         ),
-        f"- Fine-tuned: {score_text(final)}, {final['eval_episodes']:.0f} episodes",
+        f"- Fine-tuned: {score_text(final)}, {counted(final['eval_episodes'], 'episodes')}",
         *(f"- {name}: {sentence}" for name, sentence in evaluations.items()),
         "",
         f"{note} Numbers are of this simulator; nothing was run on a robot.",

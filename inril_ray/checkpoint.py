@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from inril_ray.types import InrilError
+from inril_ray.words import reason
 
 FORMAT_VERSION = 1
 NAME = re.compile(r"^iteration_(\d{6,})$")
@@ -60,7 +61,7 @@ def write(root: Path, iteration: int, tree: dict[str, Any], keep: int) -> Path:
         _sync(root)  # before older ones are deleted
     except (OSError, SafetensorError) as error:
         raise InrilError(
-            f"Cannot write checkpoint {final}: {error}. Make room; the run goes on from the checkpoint before."
+            f"Cannot write checkpoint {final}: {reason(error)}. Make room; the run goes on from the checkpoint before."
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -155,7 +156,7 @@ def read(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "manifest.json").read_text())
         version, hashes = manifest["format_version"], dict(manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InrilError(f"Checkpoint {path} has no readable manifest.json ({error!r}).") from None
+        raise InrilError(f"Checkpoint {path} has no readable manifest.json ({reason(error)}).") from None
     if type(version) is not int or version != FORMAT_VERSION:
         raise InrilError(f"Checkpoint {path} has format version {version}, this release reads {FORMAT_VERSION}.")
     for name in ("tensors.safetensors", "state.json"):
@@ -164,13 +165,13 @@ def read(path: Path) -> dict[str, Any]:
         try:
             intact = _sha256(path / name) == hashes.get(name)
         except OSError as error:  # of a disk that is failing
-            raise InrilError(f"Checkpoint {path}: {name} can't be read ({error}).") from None
+            raise InrilError(f"Checkpoint {path}: {name} can't be read ({reason(error)}).") from None
         if not intact:
             raise InrilError(f"Checkpoint {path}: {name} is damaged (its SHA-256 differs from the manifest).")
     try:
         return dict(_join(json.loads((path / "state.json").read_text()), load_file(path / "tensors.safetensors")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise InrilError(f"Checkpoint {path} was not written by this program: {error!r}.") from None
+        raise InrilError(f"Checkpoint {path} was not written by this program ({reason(error)}).") from None
 
 
 def read_latest(root: Path) -> tuple[dict[str, Any], list[str]]:

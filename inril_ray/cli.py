@@ -19,6 +19,7 @@ from inril_ray import __version__
 from inril_ray.terminal import Lasting, is_text, plain, print_in_any_encoding, tell_of_thread
 from inril_ray.threads import limit_native_threads
 from inril_ray.types import InrilError
+from inril_ray.words import counted
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk that is full."""
@@ -256,14 +257,6 @@ def _layers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return layers
 
 
-def _check_run(path: Path) -> None:
-    """Refuse, before anything is loaded, what is not the directory of a run."""
-    if (path / "config.json").is_file() or (path / "checkpoints").is_dir():
-        return
-    what = "there is no config.json in it" if path.is_dir() else "it is a file" if path.exists() else "it is not there"
-    raise InrilError(f"{path} holds no readable run: {what}.")
-
-
 def _make_backend(local: bool) -> Any:
     if local:
         from inril_ray.backend import LocalBackend
@@ -280,13 +273,13 @@ def _default_out(*words: str) -> Path:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    if arguments.resume:
-        _check_run(arguments.resume)
-    layers = _layers(arguments)
-    import yaml
+    from inril_ray.presets import check_run
 
+    if arguments.resume:
+        check_run(arguments.resume)
+    layers = _layers(arguments)
     from inril_ray.config import fingerprint
-    from inril_ray.experiment import apart_from_preset, load_config, resolved
+    from inril_ray.experiment import description, load_config, resolved
     from inril_ray.run import run
     from inril_ray.run_dir import continues, reconfigured
     from inril_ray.tracking.console import phases_shown
@@ -299,20 +292,26 @@ def _train(arguments: argparse.Namespace) -> None:
         words = (config.task, config.algorithm, config.schedule, f"s{config.seed}")
         out = arguments.out = arguments.out or _default_out(*words)
     resume = bool(arguments.resume) or continues(config, out)
-    print(f"{config.task}, {config.algorithm}, {config.policy}, seed {config.seed}: the preset, but for")
-    print(yaml.safe_dump(apart_from_preset(config), sort_keys=False, default_flow_style=None), end="")
-    print(f"configuration {fingerprint(resolved(config))}, run directory {out}: config.json has all of it", flush=True)
-    if arguments.local and config.compute.mode == "pipelined":
-        print("--local is one process: it collects and learns in turns, as compute.mode = 'sync' does.", flush=True)
+    make_backend = _make_backend(arguments.local)
+
+    def begin(config: Any, demos: Any) -> Any:  # nothing is in the way of the run any more
+        print(description(config))
+        print(f"configuration {fingerprint(resolved(config))}, which is whole in {out / 'config.json'}", flush=True)
+        if arguments.local and config.compute.mode == "pipelined":
+            print("--local is one process: it collects and learns in turns, as compute.mode = 'sync' does.", flush=True)
+        return make_backend(config, demos)
+
     with phases_shown():
-        run(config, out, _make_backend(arguments.local), resume=resume)
+        run(config, out, begin, resume=resume)
     from inril_ray.report import write_run_report
 
     print(f"Report: {write_run_report(out)}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    _check_run(arguments.run)
+    from inril_ray.presets import check_run
+
+    check_run(arguments.run)
     if arguments.episodes < 1:
         raise InrilError(f"--episodes {arguments.episodes}: at least 1 is needed.")
     if arguments.video and arguments.video.suffix != ".mp4":
@@ -344,7 +343,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     parts.policy = acting_with(config, weights).to(parts.device)
     with torch_threads(1):
         metrics = evaluation_metrics(parts.evaluate(arguments.episodes), task_spec(config))
-    result = f"{score_text(metrics)}, {arguments.episodes} episodes"
+    result = f"{score_text(metrics)}, {counted(arguments.episodes, 'episodes')}"
     simulator = envs.entry(config.task).chosen_backend(config.env)
     print(f"{arguments.policy} policy of {arguments.run}, {simulator} simulator: {result}")
     print(json.dumps({k: round(v, 4) for k, v in metrics.items()}))
@@ -355,6 +354,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _verdict(arguments: argparse.Namespace) -> None:
+    from inril_ray.presets import check_seeds
+
+    check_seeds(arguments.seeds)
     layers = _layers(arguments)
     from inril_ray.experiment import load_demos, resolved
     from inril_ray.report import write_run_report, write_verdict_report
@@ -403,8 +405,10 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _chaos(arguments: argparse.Namespace) -> None:
-    from inril_ray.presets import check_request
+    from inril_ray.presets import check_faults, check_request
 
+    if arguments.faults:
+        check_faults(arguments.faults)
     check_request([{"task": arguments.task, "demos": arguments.demos}])
     from inril_ray.chaos import FAULTS, TINY, chaos
     from inril_ray.experiment import load_config
@@ -439,8 +443,8 @@ def _demos_make(arguments: argparse.Namespace) -> None:
         config=options,
     )
     line = (
-        f"{arguments.out}: {arguments.num} episodes, mean length {result['mean_length']:.0f} steps, mean return "
-        f"{result['mean_return']:.1f}"
+        f"{arguments.out}: {counted(arguments.num, 'episodes')}, mean length "
+        f"{result['mean_length']:.0f} steps, mean return {result['mean_return']:.1f}"
     )
     if "demonstrator_success_rate" in result:
         line += (
@@ -524,7 +528,8 @@ def _demos_convert(arguments: argparse.Namespace) -> None:
     names = _names(arguments.key)
     selection = Selection(filter=arguments.filter, images=tuple(arguments.images), names=names)
     arrays = convert(arguments.file, arguments.target, _expectation(arguments), selection)
-    print(f"{arguments.target}: {len(arrays.held_out)} episodes, {len(arrays.obs)} steps, {arrays.size_bytes()} bytes")
+    size = f"{counted(len(arrays.held_out), 'episodes')}, {counted(len(arrays.obs), 'steps')}"
+    print(f"{arguments.target}: {size}, {arrays.size_bytes()} bytes")
     for warning in arrays.info.metadata.get("warnings", ()):
         print(plain(f"warning: {warning}"))
 

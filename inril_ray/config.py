@@ -111,7 +111,10 @@ def _explain(cls: type, error: Any, path: str) -> str:
         return unknown_key(name, list(_field_types(section)))
     if error["type"] == "missing":  # the input is all that is around it
         return f"Configuration {name} is missing."
-    return f"Configuration {name} = {shown(error['input'])}: {error['msg'].removeprefix('Value error, ')}."
+    said = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "tuple_type":
+        said = "a list is needed" + (f", such as [{error['input']}]" if str(error["input"]).isalnum() else "")
+    return f"Configuration {name} = {shown(error['input'])}: {said}."
 
 
 def unknown_key(name: str, choices: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from inril_ray.envs.base import PURPOSES
 from inril_ray.envs.base_actions import BaseActions
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.policies.base import Policy
+from inril_ray.progress import steps
 from inril_ray.rollout import ActionNoise
 from inril_ray.statistics import mean_estimate, rate
 from inril_ray.types import EnvSpec, EpisodeStats, InrilError, SuccessRule
@@ -61,10 +62,11 @@ class Evaluator:
         envs = range(sim.first_env, sim.first_env + sim.num_envs)
         limit = math.ceil(self.env.spec.max_episode_steps / self.env.action_horizon)
         parts = []
-        for first in range(0, num_episodes, self.total_envs):
+        rounds = range(0, num_episodes, self.total_envs)
+        for first in steps(rounds, "evaluation, rounds", len(rounds)):
             wanted = np.array([i for i in envs if first + i < num_episodes])
             if len(wanted) == 0:
-                break
+                continue
             # New streams for each round: how long the last one took must not matter to this one.
             episodes = range(first + envs.start, first + envs.stop)
             noise = ActionNoise(self.seed, PURPOSES.index("eval"), episodes, policy.noise_shape)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from inril_ray import envs
@@ -261,6 +262,15 @@ def apart_from_preset(config: ExperimentConfig) -> dict[str, Any]:
     with contextlib.suppress(InrilError):  # the preset may be for another policy
         shipped = flat(resolved(load_config([{key: values[key] for key in ("task", "algorithm", "policy")}])))
     return nested({key: value for key, value in flat(values).items() if key not in shipped or shipped[key] != value})
+
+
+def description(config: ExperimentConfig) -> str:
+    """Return what a configuration is and in what it differs from the preset, in lines for a terminal of 80 columns."""
+    what = f"{config.task}, {config.algorithm}, {config.policy}, seed {config.seed}: the preset"
+    own = apart_from_preset(config)
+    if not own:
+        return what
+    return f"{what}, but for\n{yaml.safe_dump(own, sort_keys=False, default_flow_style=False, width=70)}".rstrip()
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

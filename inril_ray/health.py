@@ -11,6 +11,7 @@ import psutil
 
 from inril_ray.statistics import rate
 from inril_ray.types import EnvSpec
+from inril_ray.words import counted
 
 LITTLE_MEMORY = 2**30
 """Bytes of free memory below which a run is likely to be killed."""
@@ -132,9 +133,9 @@ def base_policy(outcome: Mapping[str, Any], spec: EnvSpec) -> list[str]:
     if spec.score_range is not None or reached > 0.0 or not _tell(outcome["eval_episodes"]):
         return []
     return [
-        f"The cloned policy reached success in none of {outcome['eval_episodes']:.0f} episodes: reinforcement will "
-        "hardly see a reward. Clone longer (pretrain.num_epochs), give it more demonstrations, or check that they are "
-        "of this task (inril demos inspect)."
+        f"The cloned policy reached success in none of {counted(outcome['eval_episodes'], 'episodes')}: reinforcement "
+        "will hardly see a reward. Clone longer (pretrain.num_epochs), give it more demonstrations, or check that they "
+        "are of this task (inril demos inspect)."
     ]
 
 
@@ -182,7 +183,7 @@ class FirstIterations:
         if enough and not (self._rewarded or self._told):
             self._told = True
             found.append(
-                f"No reward has been seen in {self._episodes:.0f} episodes, so reinforcement learns nothing: clone "
-                "longer, explore more, or collect longer rollouts (rollout.num_envs, rollout.num_decisions)."
+                f"No reward has been seen in {counted(self._episodes, 'episodes')}, so reinforcement learns nothing: "
+                "clone longer, explore more, or collect longer rollouts (rollout.num_envs, rollout.num_decisions)."
             )
         return found

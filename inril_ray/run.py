@@ -19,12 +19,12 @@ from inril_ray.demos.store import DemoArrays, DemoInfo
 from inril_ray.experiment import ExperimentConfig, load_demos, resolved
 from inril_ray.metrics import Ended, Tracker
 from inril_ray.registry import resolve
-from inril_ray.run_dir import check_pretrained, claimed, provenance, write_json
+from inril_ray.run_dir import check_pretrained, claimed, provenance, remove_if_unused, write_json
 from inril_ray.session import STOPPED, Session, StopRequest
 from inril_ray.terminal import plain
 from inril_ray.tracking import TRACKERS
 from inril_ray.tracking.base import TrackerContext
-from inril_ray.tracking.jsonl import FILE, damaged_lines, drop_after, drop_final
+from inril_ray.tracking.jsonl import FILE, damaged_lines, drop_after, drop_final, last_evaluation
 from inril_ray.types import InrilError
 
 
@@ -71,7 +71,10 @@ def run(
         tell(f"Demonstrations: {warning}")
     run_dir.mkdir(parents=True, exist_ok=True)
     with claimed(run_dir, tell):
-        return _run(config, run_dir, make_backend, resume, demos, name or run_dir.name, parent, trackers, tell)
+        try:
+            return _run(config, run_dir, make_backend, resume, demos, name or run_dir.name, parent, trackers, tell)
+        finally:
+            remove_if_unused(run_dir)
 
 
 def _run(
@@ -97,12 +100,13 @@ def _run(
         raise InrilError(f"{error}\nChoose another --out to start anew.") from None
     for warning in warnings:
         say(f"Passed over: {warning}")
-    origin = provenance()
+    origin, evaluated = provenance(), {}
     findings = health.machine(run_dir)
     if saved is not None:
         reached = checkpoint.part(saved, "session", "iteration", of=run_dir)
         if isinstance(reached, int) and reached > config.num_iterations:
             raise InrilError(f"num_iterations = {config.num_iterations}: {run_dir} is at iteration {reached} already.")
+        evaluated = last_evaluation(run_dir, reached) if isinstance(reached, int) else {}
         before = saved["session"].get("versions")
         findings += health.versions(before if isinstance(before, dict) else {}, origin["versions"])
     about = {"config": values, "hash": fingerprint(values), **origin, "demos": dataclasses.asdict(demos.info)}
@@ -113,7 +117,7 @@ def _run(
         with StopRequest() as stop:
             found = tags(config, demos.info, origin["commit"])
             # First: a server may not be there, and Ray takes its time to start.
-            for tracker in _trackers(config, run_dir, values, name, found, demos.info, parent):
+            for tracker in _trackers(config, run_dir, values, name, found, demos.info, evaluated, parent):
                 active.append(tracker)  # noqa: PERF402 - one by one, so that those before it are closed
             backend = make_backend(config, demos)
             closing.callback(backend.close)
@@ -161,6 +165,7 @@ def _trackers(
     name: str,
     found_by: Mapping[str, str],
     demos: DemoInfo,
+    evaluated: Mapping[str, float],
     parent: Path | None,
 ) -> Iterator[Tracker]:
     context = TrackerContext(
@@ -172,6 +177,7 @@ def _trackers(
         mlflow_experiment=config.tracking.mlflow_experiment,
         tags=found_by,
         demos=demos,
+        evaluated=evaluated,
         parent=parent,
     )
     for tracker in config.tracking.trackers:

@@ -20,9 +20,10 @@ import torch
 from inril_ray import __version__, checkpoint
 from inril_ray.config import fingerprint, flat, merge, shown
 from inril_ray.experiment import ExperimentConfig, build_policy, load_config, resolved, task_spec
-from inril_ray.presets import check_start
+from inril_ray.presets import check_run
 from inril_ray.threads import available_cpus
 from inril_ray.types import InrilError
+from inril_ray.words import reason
 
 INCIDENTAL = (
     "tracking",
@@ -89,6 +90,8 @@ def reconfigured(run_dir: Path, layers: Sequence[Mapping[str, Any]]) -> Experime
     # Those decide which keys there are.
     refused = [key for key in ("task", "algorithm", "policy") if given.get(key, there[key]) != there[key]]
     config = before if refused else load_config([there, given])
+    if config.demos is not None and not Path(config.demos).exists():
+        raise InrilError(f"Demonstration file {config.demos}: does not exist; if it has moved: --demos FILE.")
     refused += [key for key in changes(before, config) if key not in RESUMED]
     if refused:
         raise InrilError(
@@ -131,7 +134,6 @@ def check_pretrained(config: ExperimentConfig) -> None:
     """
     if config.pretrained is None:
         return
-    check_start(config.pretrained)
     try:
         there = read_config(Path(config.pretrained))
     except InrilError as error:
@@ -177,6 +179,7 @@ def read_config(run_dir: Path) -> ExperimentConfig:
     Raises:
         InrilError: the directory holds no run, or its configuration was changed.
     """
+    check_run(run_dir)
     path = run_dir / "config.json"
     try:
         record = json.loads(path.read_text())
@@ -184,7 +187,9 @@ def read_config(run_dir: Path) -> ExperimentConfig:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         values, told = _saved_config(run_dir), None
         if values is None:
-            raise InrilError(f"{run_dir} holds no readable run: {path.name} ({error!r}).") from None
+            raise InrilError(
+                f"{run_dir} holds no readable run: its {path.name} can't be read ({reason(error)})."
+            ) from None
     if told is not None and told != fingerprint(values):
         raise InrilError(
             f"{path} was changed: its configuration does not have the hash {told}. Undo the change, or delete the file "
@@ -235,6 +240,14 @@ def claimed(run_dir: Path, say: Callable[[str], None] = print) -> Iterator[None]
         os.close(handle)
 
 
+def remove_if_unused(run_dir: Path) -> None:
+    """Remove the directory of a start that failed, which holds nothing but the lock."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in run_dir.iterdir()] == [LOCK]:
+            (run_dir / LOCK).unlink()
+            run_dir.rmdir()
+
+
 def versions() -> dict[str, str]:
     """Return the versions of this package, Python and what a run depends on."""
     found = {"inril_ray": __version__, "python": platform.python_version()}
@@ -278,7 +291,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InrilError(f"{path} is damaged, or was not written by this program ({error!r}).") from None
+        raise InrilError(f"{path} is damaged, or was not written by this program ({reason(error)}).") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -28,6 +28,7 @@ from inril_ray.run_dir import provenance, read_pretrained, versions, write_json
 from inril_ray.statistics import measure_of, score_text
 from inril_ray.tracking.jsonl import drop_after, read_metrics
 from inril_ray.types import EpisodeStats, InrilError
+from inril_ray.words import counted, duration, reason
 
 STOPPED = 75
 """Exit status of a run that SIGTERM stopped (EX_TEMPFAIL of sysexits.h): the same command goes on."""
@@ -140,7 +141,7 @@ class Session:
         except FOREIGN as error:
             raise InrilError(
                 f"The checkpoint in {self.run_dir} was not written by this program, or not for this run, or "
-                f"with other versions of its packages: {error!r}."
+                f"with other versions of its packages ({reason(error)})."
             ) from error
         self.health += [text for text in found if text not in self.health]
         self.say(f"Resumed at iteration {self.iteration}, {self.env_steps} env steps.")
@@ -155,7 +156,7 @@ class Session:
             self.backend.load_policy(read_pretrained(Path(self.config.pretrained)))
             self.say(f"Starts from the cloned policy of {self.config.pretrained}.")
         else:
-            self.say(f"Cloning the demonstrations, {self.config.pretrain.num_epochs} epochs …")
+            self.say(f"Cloning the demonstrations, {counted(self.config.pretrain.num_epochs, 'epochs')} …")
             self.cloning = self.backend.pretrain()
             self.check(health.cloning(self.cloning))
         self._spend("pretrain", start)
@@ -235,7 +236,8 @@ class Session:
             self.check(self._first.observe(metrics))
             if started + 2 == self.iteration < last:  # the first one also paid for what is done once
                 left = (time.perf_counter() - start) * (last - self.iteration)
-                self.say(f"About {duration(left)} to go for {last - self.iteration} iterations, without evaluations.")
+                more = counted(last - self.iteration, "iterations")
+                self.say(f"About {duration(left)} to go for {more}, without evaluations.")
             warnings = [] if self.config.guard.action == "none" else self.guard.warnings(metrics)
             for text in warnings:
                 self._audit("early warning", f"{text} It is evaluated.")
@@ -289,7 +291,7 @@ class Session:
         if self.stopped_by_guard:
             return False
         if config.action == "stop" or self.guard.rollbacks >= config.max_rollbacks:
-            why = "" if config.action == "stop" else f" after {self.guard.rollbacks} roll-backs"
+            why = "" if config.action == "stop" else f" after {counted(self.guard.rollbacks, 'roll-backs')}"
             return self._end(f"The run ends here{why}. `inril eval {self.run_dir} --policy best` has its best state.")
         try:
             saved, damaged = checkpoint.read_latest(self.run_dir / BEST)
@@ -310,7 +312,7 @@ class Session:
         except FOREIGN as error:
             raise InrilError(
                 f"The state to go back to, in {self.run_dir / BEST}, was not written by this program, or not for this "
-                f"run: {error!r}."
+                f"run ({reason(error)})."
             ) from error
         self._append(DISCARDED, [r for r in read_metrics(self.run_dir) if r.get("iteration", 0) > self.iteration])
         self._audit(
@@ -451,11 +453,4 @@ def _metrics(outcome: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _text(outcome: Mapping[str, Any]) -> str:
-    return f"{score_text(outcome)}, {outcome['eval_episodes']:.0f} episodes"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words: ``80 s``, ``12 min``, ``3.4 h``."""
-    if seconds < 90.0:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400.0 else f"{seconds / 3600:.1f} h"
+    return f"{score_text(outcome)}, {counted(outcome['eval_episodes'], 'episodes')}"

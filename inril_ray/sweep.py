@@ -34,6 +34,7 @@ from inril_ray.statistics import (
 from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.types import FloatArray, InrilError
 from inril_ray.verdict import judge, outcomes_of
+from inril_ray.words import counted
 
 CONTROL = "rl_only"
 """Schedule of the setting that all others are held against."""
@@ -154,8 +155,12 @@ def read_sweep(path: Path) -> SweepConfig:
     Raises:
         InrilError: it can't be read, or asks for what there is not; names the key.
     """
-    sweep = build(SweepConfig, sweep_values(path))
-    check(sweep)
+    values = sweep_values(path)
+    try:
+        sweep = build(SweepConfig, values)
+        check(sweep)
+    except InrilError as error:
+        raise InrilError(f"{path}: {error}") from None
     return sweep
 
 
@@ -414,10 +419,12 @@ def _choice(rows: Sequence[Mapping[str, Any]], measure: Measure) -> dict[str, An
     elif tied:
         named = [row["label"] for row in tied[:MAX_NAMED]] + ["…"] * (len(tied) > MAX_NAMED)
         equal = sum(_mean_of(row) == _mean_of(chosen) for row in others)
-        same = f", which {equal} others reach, too" if equal else ""
+        same = f", which {counted(equal, 'others')} reach{'es' * (equal == 1)}, too" if equal else ""
+        whose = f"of {len(tied)} of {len(others)} others" if len(others) > 1 else "of the other one"
+        theirs = f"the interval {whose} is" if len(tied) == 1 else f"the intervals {whose} are"
         text = (
-            f"No winner: the best mean is that of {chosen['label']}, {mean}{same}, but the intervals of {len(tied)} of "
-            f"{len(others)} others are not below its own ({'; '.join(named)})."
+            f"No winner: the best mean is that of {chosen['label']}, {mean}{same}, but {theirs} not below its "
+            f"own ({'; '.join(named)})."
         )
     elif one_seed:
         text = f"No winner: the best is {chosen['label']}, {mean}, but at one seed, which says nothing of others."
@@ -477,7 +484,7 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
             line += _said_mean(row["mean"], unit)
             line += f" ({rates_text(row['other_rates'])})" if row.get("other_rates") else ""
         last = [t for t in row["trials"] if t["state"] != "finished" and "score" in t]
-        line += f"  {row['finished']} of {len(row['trials'])} seeds finished"
+        line += f"  {row['finished']} of {counted(len(row['trials']), 'seeds')} finished"
         if last:
             reached = (f"{100 * t['score']:.1f}{unit} at iteration {t['iteration']:.0f}" for t in last)
             line += f" (the others: {', '.join(reached)})"
@@ -489,7 +496,7 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
     if confirmed and "mean" in confirmed:
         count, labels = len(confirmed["scores"][result["chosen"]]), {r["key"]: r["label"] for r in result["settings"]}
         mean = _said_mean(confirmed["mean"], unit)
-        lines.append(f"{labels[result['chosen']]} at {count} fresh seeds: {mean}.")
+        lines.append(f"{labels[result['chosen']]} at {counted(count, 'fresh seeds')}: {mean}.")
     if confirmed and "against_control" in confirmed:
         lines.append(confirmed["against_control"]["sentence"])
     failures = [*result["failed"], *(confirmed or {}).get("failed", ())]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from inril_ray.experiment import ExperimentConfig, load_config, load_demos
+from inril_ray.presets import check_seeds
 from inril_ray.run_dir import claimed, continues, finished, provenance, write_json
-from inril_ray.session import duration
 from inril_ray.statistics import (
     Estimate,
     Measure,
@@ -29,6 +29,7 @@ from inril_ray.statistics import (
     stratified_bootstrap,
 )
 from inril_ray.types import FloatArray, InrilError
+from inril_ray.words import counted, duration
 
 CONTROL = "rl_only"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,7 +39,6 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Arm to its label and what it changes in the configuration."""
 DEFAULT_ARMS = ("rl_only", "inril")
-MIN_SEEDS = 3
 STATED = 0.05
 """Difference for which it is told how many seeds would find it: 5 percentage points, or points of a score."""
 
@@ -54,8 +54,7 @@ def checked(
     Raises:
         InrilError: see :func:`verdict`.
     """
-    if len(seeds) < MIN_SEEDS or len(set(seeds)) != len(seeds):
-        raise InrilError(f"seeds = {list(seeds)}: a verdict needs at least {MIN_SEEDS} different seeds.")
+    check_seeds(seeds)
     config = load_config(layers)
     if config.schedule in ("rl_only", "bc_reg"):
         raise InrilError(
@@ -314,8 +313,8 @@ def _sentence(
     if outcome in ("helps", "hurts"):
         return f"{name} {outcome}: its {measure.name} differs from {control}'s by {difference}."
     text = (
-        f"Can't tell yet: {name} differs from {control} by {difference}. With {episodes} episodes a run, such a study "
-        f"finds {_detectable(found['detectable'], measure)} in four cases of five"
+        f"Can't tell yet: {name} differs from {control} by {difference}. With {counted(episodes, 'episodes')} a run, "
+        f"such a study finds {_detectable(found['detectable'], measure)} in four cases of five"
     )
     if found["detectable"] > found["stated"]:
         text += f"; {100 * found['stated']:.0f} would take about {found['seeds']} seeds"

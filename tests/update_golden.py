@@ -21,6 +21,7 @@ import torch
 
 from inril_ray.algorithms import ALGORITHMS
 from inril_ray.backend import Backend, LocalBackend
+from inril_ray.chaos import FAULTS
 from inril_ray.config import keys_of
 from inril_ray.experiment import ExperimentConfig, load_config
 from inril_ray.policies import POLICIES
@@ -187,6 +188,7 @@ def all_keys() -> dict[str, Any]:
         "rl": {name: keys_of(resolve(ALGORITHMS, name, "algorithm").Config) for name in ALGORITHMS},
         "actor": {name: keys_of(resolve(POLICIES, name, "policy").Config) for name in POLICIES},
         "sweep": keys_of(SweepConfig),
+        "faults": list(FAULTS),
     }
 
 

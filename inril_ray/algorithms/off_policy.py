@@ -283,8 +283,8 @@ def needs_whole_chain(actor: Any) -> str | None:
         return f"actor.finetuned_steps = {actor.finetuned_steps}: all {steps} steps are trained, so it must be {steps}."
     if actor.prediction_horizon != getattr(actor, "action_horizon", actor.prediction_horizon):
         return (
-            f"actor.action_horizon = {actor.action_horizon}: values are of whole chunks, so all "
-            f"{actor.prediction_horizon} predicted actions are executed."
+            f"actor.action_horizon = {actor.action_horizon}: values are of whole chunks, so it must be "
+            f"actor.prediction_horizon = {actor.prediction_horizon}."
         )
     return None
 

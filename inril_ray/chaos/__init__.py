@@ -16,6 +16,7 @@ from inril_ray.chaos.result import Drill, line
 from inril_ray.distributed.cluster import cluster_address
 from inril_ray.distributed.driver import RayBackend
 from inril_ray.experiment import ExperimentConfig
+from inril_ray.presets import check_faults
 from inril_ray.run import run
 from inril_ray.run_dir import write_json
 from inril_ray.types import InrilError
@@ -56,11 +57,7 @@ def chaos(
     Raises:
         InrilError: an unknown fault, or the undisturbed run fails.
     """
-    unknown = set(faults) - set(FAULTS)
-    if unknown or not faults:
-        raise InrilError(
-            f"--faults {', '.join(map(repr, sorted(unknown))) or '(none)'}: choose of {', '.join(map(repr, FAULTS))}."
-        )
+    check_faults(faults)
     if repetitions < 1:
         raise InrilError(f"--repetitions {repetitions}: at least 1 is needed.")
     if directory.exists() and any(directory.iterdir()):

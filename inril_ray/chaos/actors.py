@@ -20,6 +20,7 @@ from inril_ray.experiment import ExperimentConfig
 from inril_ray.run import run
 from inril_ray.run_dir import has_checkpoint
 from inril_ray.types import InrilError
+from inril_ray.words import counted, reason
 
 KILL = ((0.0, signal.SIGKILL),)
 FAULTS: dict[str, tuple[Callable[[RayBackend], list[Any]], Sequence[tuple[float, signal.Signals]]]] = {
@@ -91,13 +92,13 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
         except InrilError as error:
             message, restarts = str(error), attempt + 1
         except Exception as error:
-            problems.append(repr(error))
+            problems.append(f"{type(error).__name__}: {reason(error)}")
             restarts = attempt + 1
     for striker in strikers:
         striker.join()
     repeated = len(iterations) - len(set(iterations))
     if repeated > (config.checkpoint.every or 1):
-        problems.append(f"{repeated} iterations lost")
+        problems.append(f"{counted(repeated, 'iterations')} lost")
     return Drill(
         fault=fault,
         seed=seed,

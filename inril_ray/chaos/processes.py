@@ -38,6 +38,7 @@ from inril_ray.run import run
 from inril_ray.run_dir import has_checkpoint, write_json
 from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.types import InrilError
+from inril_ray.words import counted
 
 STORE_BYTES, CHUNK_BYTES = 80_000_000, 8_000_000
 """Of the object store that is filled, about the least that Ray makes, and of what it is filled with."""
@@ -200,7 +201,7 @@ def drill(fault: str, seed: int, config: ExperimentConfig, path: Path, whole: Pa
             found.pop()
     repeated = max(0, int(max((r["iteration"] for r in read_metrics(path)), default=0)) - max(found, default=0))
     if repeated > (config.checkpoint.every or 1) * (2 if fault in DAMAGES else 1):
-        problems.append(f"{repeated} iterations lost")
+        problems.append(f"{counted(repeated, 'iterations')} lost")
     message, restarts = "", 0
     if inside or fault == "cluster":
         message = _said(log, ENDED).removeprefix(ENDED) or _said(log, ENDED_BY_RAY)

@@ -14,6 +14,7 @@ import psutil
 from inril_ray import checkpoint
 from inril_ray.tracking.jsonl import read_metrics
 from inril_ray.types import InrilError
+from inril_ray.words import counted
 
 ATTEMPTS = 3
 """Starts of a run before a drill counts as failed."""
@@ -55,8 +56,8 @@ def line(drill: Drill) -> str:
         what = "DIFFERENT from the undisturbed run"
     found = f"; PROBLEMS: {', '.join(drill.problems)}" if drill.problems else ""
     counts = (
-        f"started again {drill.restarts} times, {drill.replaced} workers replaced, "
-        f"{drill.repeated} iterations made twice"
+        f"started again {counted(drill.restarts, 'times')}, {counted(drill.replaced, 'workers')} replaced, "
+        f"{counted(drill.repeated, 'iterations')} made twice"
     )
     said = f"; it said: {drill.message.splitlines()[0]}" if drill.message else ""
     return f"{'passed' if drill.passed else 'FAILED'}  {drill.fault}, seed {drill.seed}: {what}; {counts}{found}{said}"

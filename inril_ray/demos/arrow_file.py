@@ -16,6 +16,7 @@ from inril_ray.demos.arrays import IMAGES, DemoArrays, DemoInfo
 from inril_ray.demos.causes import beginning
 from inril_ray.demos.columns import matrix
 from inril_ray.demos.episodes import DAMAGE, DemoError
+from inril_ray.words import reason
 
 FORMAT_VERSION = 3
 """2 held unknown rewards and ends as 0."""
@@ -118,7 +119,7 @@ def read_arrow(path: Path) -> DemoArrays:
         if arrays.episode_starts.ndim != 1 or arrays.held_out.ndim != 1:
             raise ValueError("episode_starts and held_out must be lists")
     except DAMAGE as error:
-        raise DemoError(path, f"is not a complete demonstration store ({error!r}).") from None
+        raise DemoError(path, f"is not a complete demonstration store ({reason(error)}).") from None
     starts, episodes = arrays.episode_starts, len(arrays.held_out)
     fits = len(starts) == episodes + 1 and starts[0] == 0 and starts[-1] == len(arrays.obs)
     if not fits or (np.diff(starts) < 1).any():

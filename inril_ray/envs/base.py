@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from pydantic import Field, PositiveInt
 
-from inril_ray.config import config
+from inril_ray.config import config, shown
 from inril_ray.types import BoolArray, EnvSpec, FloatArray, InrilError, SuccessRule
 
 PURPOSES = ("train", "eval", "demos")
@@ -48,7 +48,7 @@ class FurnitureOptions:
 class EnvConfig:
     """Options of the environments."""
 
-    backend: Literal["fast", "kernel", "stock", "cpu", "warp"] | None = None
+    backend: str | None = None
     """``fast``: our batched stepper; ``stock``: the simulator's own environment, the reference; ``kernel``: a faster
     stepper with raw pointers into MuJoCo; ``cpu``: the furniture tasks' own model on CPU cores; ``warp``: the same on
     one GPU, for a thousand environments. None takes the first of those that the task has."""
@@ -100,7 +100,7 @@ class Task(ABC):
             InrilError: the task does not have it.
         """
         if config.backend is not None and config.backend not in self.backends:
-            raise InrilError(f"env.backend = {config.backend!r}: {self.name} has {', '.join(self.backends)}.")
+            raise InrilError(f"env.backend = {shown(config.backend)}: {self.name} has {', '.join(self.backends)}.")
         return config.backend or self.backends[0]
 
     def needs_gpu(self, config: EnvConfig) -> bool:

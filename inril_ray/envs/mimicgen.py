@@ -35,6 +35,7 @@ from inril_ray.envs.robomimic.scenes import Scene
 from inril_ray.envs.robomimic.stock import StockRobomimicEnv
 from inril_ray.envs.robomimic.tasks import RobomimicTask, import_robosuite, quiet
 from inril_ray.types import InrilError
+from inril_ray.words import reason
 
 ARM = "right"
 """What robosuite 1.5 calls the arm of a robot that has one."""
@@ -161,11 +162,11 @@ def _env_class(task: MimicgenTask) -> Any:
         try:
             importlib.import_module("mimicgen")
         except Exception as error:  # whatever the code of others may raise
-            raise InrilError(f"The MimicGen at {folder} cannot be imported: {error!r}.") from error
+            raise InrilError(f"The MimicGen at {folder} cannot be imported: {reason(error)}.") from error
     registered = robosuite.environments.base.REGISTERED_ENVS
     if task.env_name not in registered:
-        reason = " ".join(said.getvalue().split()) or "without giving a reason"
-        raise InrilError(f"The MimicGen at {folder} does not offer {task.env_name}: {reason}.")
+        why = " ".join(said.getvalue().split()) or "without giving a reason"
+        raise InrilError(f"The MimicGen at {folder} does not offer {task.env_name}: {why}.")
     return registered[task.env_name]
 
 

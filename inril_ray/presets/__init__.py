@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inril_ray.algorithms import ALGORITHMS
-from inril_ray.config import merge, read_yaml, unknown_key
+from inril_ray.config import merge, nested, read_yaml, unknown_key
 from inril_ray.envs import TASKS
 from inril_ray.gradient_separation import SEPARATIONS
 from inril_ray.policies import POLICIES
@@ -24,8 +24,10 @@ from inril_ray.types import InrilError
 BUNDLED_DEMOS = {"robomimic/lift": "lift_scripted.hdf5"}
 """Task to the data set that ships with the package."""
 KEYS = "keys.json"
-"""All keys of a configuration, of a sweep, and of ``rl`` and ``actor`` by algorithm and policy: ``make golden`` writes
-them from the classes that have them, and a test compares, so a new key is a decision."""
+"""All keys of a configuration, of a sweep, and of ``rl`` and ``actor`` by algorithm and policy, and the faults of
+drills: ``make golden`` writes them from where they are made, and a test compares, so a new one is a decision."""
+MIN_SEEDS = 3
+"""Of a verdict."""
 TABLES: dict[str, Mapping[str, str]] = {
     "task": TASKS,
     "algorithm": ALGORITHMS,
@@ -116,7 +118,7 @@ def check_request(layers: Sequence[Mapping[str, Any]], *, whole: bool = True) ->
     if whole and not isinstance(values.get("task"), str):
         raise InrilError("No task given. Pass --task, for example --task robomimic/lift.")
     for kind, table in TABLES.items():
-        if values.get(kind) is not None:
+        if kind in values and (kind, values[kind]) != ("policy", None):  # which is the algorithm's own
             check_name(table, values[kind], kind)
     known, parts = known_keys(), {"rl": values.get("algorithm"), "actor": values.get("policy")}
     if whole:
@@ -129,6 +131,30 @@ def check_request(layers: Sequence[Mapping[str, Any]], *, whole: bool = True) ->
     check_demos(values, whole=whole)
     if isinstance(values.get("pretrained"), str):
         check_start(values["pretrained"])
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that a verdict can't be made of.
+
+    Raises:
+        InrilError: they are too few, or not all different.
+    """
+    if len(seeds) < MIN_SEEDS or len(set(seeds)) != len(seeds):
+        raise InrilError(f"seeds = {list(seeds)}: a verdict needs at least {MIN_SEEDS} different seeds.")
+
+
+def check_faults(faults: Sequence[str]) -> None:
+    """Refuse what is no fault.
+
+    Raises:
+        InrilError: lists the faults.
+    """
+    known = known_keys()["faults"]
+    unknown = sorted(set(faults) - set(known))
+    if unknown or not faults:
+        raise InrilError(
+            f"--faults {', '.join(map(repr, unknown)) or '(none)'}: choose of {', '.join(map(repr, known))}."
+        )
 
 
 def sweep_values(path: Path) -> dict[str, Any]:
@@ -145,9 +171,21 @@ def sweep_values(path: Path) -> dict[str, Any]:
         if isinstance(values.get("config"), str):
             layers.insert(0, named_config(values["config"]))
         check_request(layers, whole=False)  # whose algorithm and policy its settings may choose
+        _check_settings(values)
     except InrilError as error:
         raise InrilError(f"{path}: {error}") from None
     return values
+
+
+def _check_settings(values: Mapping[str, Any]) -> None:
+    """Refuse keys that there are not in the settings of a sweep, whatever algorithm and policy they choose."""
+    known = known_keys()
+    known = known["config"] | {part: functools.reduce(merge, known[part].values()) for part in ("rl", "actor")}
+    space, arms = values.get("space"), values.get("arms")
+    for setting in (space, *(arms if isinstance(arms, list) else ())):
+        for key in setting if isinstance(setting, Mapping) else ():
+            for name, choices in _unknown(nested({str(key): None}), known):
+                raise InrilError(unknown_key(name, choices))
 
 
 def named_config(name: str) -> dict[str, Any]:
@@ -182,10 +220,22 @@ def check_start(pretrained: str) -> None:
     Raises:
         InrilError: says what it is.
     """
-    place = Path(pretrained)
-    if not place.is_dir():
-        what = "it is a file, and weights of other programs can't be read" if place.exists() else "it is not there"
-        raise InrilError(f"pretrained = {pretrained!r}: the directory of a run is needed, but {what}.")
+    try:
+        check_run(Path(pretrained))
+    except InrilError as error:
+        raise InrilError(f"pretrained = {pretrained!r}: {error}") from None
+
+
+def check_run(path: Path) -> None:
+    """Refuse what is not the directory of a run.
+
+    Raises:
+        InrilError: says what it is.
+    """
+    if (path / "config.json").exists() or (path / "checkpoints").is_dir():
+        return
+    what = "there is no config.json in it" if path.is_dir() else "it is a file" if path.exists() else "it is not there"
+    raise InrilError(f"{path} holds no readable run: {what}.")
 
 
 def _unknown(values: Any, known: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:

@@ -12,6 +12,7 @@ from typing import Any
 from inril_ray.statistics import score_text
 from inril_ray.tracking.jsonl import FILE, read_lines, read_metrics
 from inril_ray.types import InrilError
+from inril_ray.words import reason
 
 Points = list[tuple[float, float]]
 """(environment steps, value)."""
@@ -24,7 +25,7 @@ def read_tree(path: Path) -> tuple[dict[str, Any], str | None]:
     except FileNotFoundError:
         return {}, f"{path.name} is missing."
     except (OSError, ValueError, RecursionError) as error:
-        return {}, f"{path.name} is damaged: {error}."
+        return {}, f"{path.name} is damaged ({reason(error)})."
     return (tree, None) if isinstance(tree, dict) else ({}, f"{path.name} is damaged: it holds no object.")
 
 
@@ -38,7 +39,7 @@ def made_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InrilError(f"{path} was not written by this program: {error!r}.") from error
+        raise InrilError(f"{path} was not written by this program ({reason(error)}).") from error
 
 
 def read_records(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:
@@ -46,7 +47,7 @@ def read_records(run_dir: Path) -> tuple[list[dict[str, Any]], str | None]:
     try:
         records = [r for r in read_metrics(run_dir) if isinstance(r, dict)]
     except (OSError, ValueError) as error:
-        return [], f"{FILE} is damaged: {error}."
+        return [], f"{FILE} is damaged ({reason(error)})."
     return records, None if records else f"{FILE} is missing or empty."
 
 
@@ -87,10 +88,13 @@ def points(records: Iterable[Mapping[str, Any]], name: str, scale: float = 1.0) 
     return found
 
 
-def count(value: Any) -> str:
-    """Return a whole number with thin spaces between thousands."""
+def count(value: Any, plural: str = "") -> str:
+    """Return a whole number with thin spaces between thousands, and its noun, which is given as of several."""
     found = number(value)
-    return "not recorded" if found is None else f"{round(found):,}".replace(",", "\u202f")
+    if found is None:
+        return "not recorded"
+    text = f"{round(found):,}".replace(",", "\u202f")
+    return f"{text} {plural.removesuffix('s') if round(found) == 1 else plural}".rstrip()
 
 
 def percent(value: Any, unit: str = " %") -> str:

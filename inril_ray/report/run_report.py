@@ -165,8 +165,8 @@ def _headline(run: RunRecord) -> Html:
     if number(latest.get("env_steps")):
         reached = max((i for _, i in points(run.records, "iteration")), default=None)
         so_far += [
-            f" The latest evaluation, at iteration {count(latest.get('iteration'))} ({count(latest['env_steps'])} "
-            f"environment steps; the run is at iteration {count(reached)}): ",
+            f" The latest evaluation, at iteration {count(latest.get('iteration'))} "
+            f"({count(latest['env_steps'], 'environment steps')}; the run is at iteration {count(reached)}): ",
             _result(latest),
             ".",
         ]
@@ -187,8 +187,8 @@ def _change(base: Mapping[str, Any], final: Mapping[str, Any]) -> Html:
 
 
 def _result(outcome: Mapping[str, Any]) -> Html:
-    number_of = count(outcome.get("eval_episodes") if isinstance(outcome, Mapping) else None)
-    return join(tag("strong", result_text(outcome)), f" ({number_of} episodes)")
+    number_of = count(outcome.get("eval_episodes") if isinstance(outcome, Mapping) else None, "episodes")
+    return join(tag("strong", result_text(outcome)), f" ({number_of})")
 
 
 def _pairs(base: Mapping[str, Any], final: Mapping[str, Any]) -> str:
@@ -225,16 +225,17 @@ def _facts(run: RunRecord) -> Html:
         ("Algorithm", run.known("algorithm")),
         ("Schedule", run.known("schedule")),
         ("Separation", run.known("separation")),
-        ("Period m", None if every is None else f"{every} iterations (used by interleaving schedules)"),
+        ("Period m", None if every is None else f"{count(every, 'iterations')} (used by interleaving schedules)"),
         ("IL steps", None if il_steps is None else f"{il_steps} (gradient steps of one imitation iteration)"),
         ("Seed", run.known("seed")),
     ]
     second = [
-        ("Env steps", None if run.env_steps is None else f"{count(run.env_steps)} control steps"),
-        ("RL updates", f"{count(counters.get('rl_updates'))} gradient steps"),
+        ("Env steps", None if run.env_steps is None else f"{count(run.env_steps, 'control steps')}"),
+        ("RL updates", count(counters.get("rl_updates"), "gradient steps")),
         (
             "IL updates",
-            f"{count(counters.get('il_updates'))} gradient steps in {count(counters.get('il_iterations'))} iterations",
+            f"{count(counters.get('il_updates'), 'gradient steps')} in "
+            f"{count(counters.get('il_iterations'), 'iterations')}",
         ),
         ("Best policy", None if not best else f"{result_text(best)} at iteration {best.get('iteration')}"),
         ("Cloning loss", _cloning(run.summary.get("cloning"))),
@@ -258,7 +259,7 @@ def _notices(run: RunRecord) -> Html:
         return Html("")
     checks = tag("ul", *(tag("li", text) for text in found)) if found else ""
     discarded = number(at(run.summary, "guard", "discarded_env_steps"))
-    lost = f"Roll-backs discarded {count(discarded)} environment steps." if discarded else ""
+    lost = f"Roll-backs discarded {count(discarded, 'environment steps')}." if discarded else ""
     return section("Checks and collapse guard", checks, facts(rows) if rows else "", tag("p", lost) if lost else "")
 
 
@@ -280,7 +281,8 @@ def _results(run: RunRecord) -> Html:
     base = [(s, v) for s, v in scores if s == 0]
     marks = [Series(label="base policy", points=base, color="s2", hollow=True)] if base else []
     episodes = sorted({int(n) for _, n in points(evaluations, "eval_episodes")})
-    note = f"{run.source}; {' or '.join(map(str, episodes))} episodes an evaluation; band: {measure.interval}"
+    each = f"{' or '.join(map(str, episodes))} episode{'s' * (episodes != [1])}"
+    note = f"{run.source}; {each} an evaluation; band: {measure.interval}"
     evaluation = Chart(
         title=f"{measure.name.capitalize()} in evaluation",
         y_label=measure.axis,

@@ -23,6 +23,7 @@ from inril_ray.report.records import (
 )
 from inril_ray.statistics import Measure, measure_of, rates_text
 from inril_ray.types import InrilError
+from inril_ray.words import counted
 
 MAX_CHARTS = 12
 """Settings whose curves are drawn, the best of them."""
@@ -85,7 +86,7 @@ def _headlines(result: dict[str, Any], named: Mapping[str, Any], measure: Measur
         found.append(
             tag(
                 "p",
-                f"At {len(scores)} fresh seeds {mapping(named.get(key)).get('label', key)} reaches "
+                f"At {counted(len(scores), 'fresh seeds')} {mapping(named.get(key)).get('label', key)} reaches "
                 f"{percent(again.get('value'), measure.unit)} {interval(again.get('low'), again.get('high'))}. "
                 f"{sentence or ''}",
                 class_="headline",
@@ -110,10 +111,11 @@ def _conditions(result: dict[str, Any], settings: Sequence[Mapping[str, Any]], s
     return tag(
         "p",
         tag("span", source, class_="label"),
-        f" {len(settings)} settings at the seeds {', '.join(map(str, seeds))}; {said}. Every trial starts from a "
-        f"cloned policy: {result_text(result.get('base'))}. {definition} Intervals are of the mean over seeds (95 %, "
-        f"{_mean_by(measure)}), and never narrower than the episodes allow; that of a single seed knows nothing of "
-        "others. Evaluation starts from initial states disjoint from those of training.",
+        f" {counted(len(settings), 'settings')} at the seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}; "
+        f"{said}. Every trial starts from a cloned policy: {result_text(result.get('base'))}. {definition} "
+        f"Intervals are of the mean over seeds (95 %, {_mean_by(measure)}), and never narrower than the "
+        "episodes allow; that of a single seed knows nothing of others. "
+        "Evaluation starts from initial states disjoint from those of training.",
         class_="note",
     )
 

@@ -74,7 +74,7 @@ def _conditions(result: dict[str, Any], arms: Sequence[Arm], source: str) -> Htm
         tag("span", source, class_="label"),
         f" {len(seeds)} paired seeds ({', '.join(map(str, seeds))}); every run starts from the same cloned policy, "
         f"makes {spread(_env_steps(arms))} environment steps and is evaluated on "
-        f"{count(result.get('episodes_per_run'))} episodes. "
+        f"{count(result.get('episodes_per_run'), 'episodes')}. "
         "Unless said otherwise, intervals are 95 % stratified bootstrap intervals over seeds, and none is narrower "
         "than the episodes of its runs allow. Evaluation starts from initial states disjoint from those of training.",
         class_="note",
@@ -119,12 +119,12 @@ def _arms(result: dict[str, Any], arms: Sequence[Arm], source: str, measure: Mea
         measure.axis,
         groups,
         None if base is None else (base, "base policy"),
-        f"{source}; {count(result.get('episodes_per_run'))} episodes per run",
+        f"{source}; {count(result.get('episodes_per_run'), 'episodes')} per run",
         measure.axis_range,
     )
-    episodes = count(at(result, "base", "eval_episodes"))
+    episodes = count(at(result, "base", "eval_episodes"), "episodes")
     base_note = (
-        f"Base policy, which every run starts from: {result_text(result.get('base'))}, {episodes} episodes "
+        f"Base policy, which every run starts from: {result_text(result.get('base'))}, {episodes} "
         f"({measure.interval}; evaluated at the first seed). {measure.definition}"
     )
     spent = tag("p", _gradient_steps(arms), class_="note")

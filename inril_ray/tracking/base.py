@@ -26,5 +26,7 @@ class TrackerContext:
     tags: Mapping[str, str] = field(default_factory=dict)
     """What runs are found by: task, algorithm, demonstrations, commit."""
     demos: DemoInfo | None = None
+    evaluated: Mapping[str, float] = field(default_factory=dict)
+    """Record of the newest evaluation of a run that goes on."""
     parent: Path | None = None
     """Directory of the sweep or verdict that the run is part of."""

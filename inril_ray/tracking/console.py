@@ -15,6 +15,7 @@ from inril_ray.metrics import Ended
 from inril_ray.progress import told_to
 from inril_ray.statistics import score_text
 from inril_ray.tracking.base import TrackerContext
+from inril_ray.words import counted, duration
 
 PLAIN_EVERY_S = 10.0
 """Between two lines of a phase, where there is no terminal."""
@@ -71,8 +72,8 @@ class Bars(Progress):
         if not self.console.is_terminal and time.monotonic() - printed >= PLAIN_EVERY_S:
             self._open[name] = number, time.monotonic()
             task = self._task(name)
-            left = f", {task.time_remaining:.0f} s left" if task.time_remaining else ""
-            print(f"{name}: {done}/{total} after {task.elapsed or 0.0:.0f} s{left}", flush=True)
+            left = f", {duration(task.time_remaining)} left" if task.time_remaining else ""
+            print(f"{name}: {done}/{total} after {duration(task.elapsed or 0.0)}{left}", flush=True)
 
     def end(self, name: str, *, keep: bool = False) -> None:
         """Take a bar away, or leave it as it stands; lets go of the terminal with the last one."""
@@ -134,12 +135,12 @@ class ConsoleTracker:
         self._start = time.monotonic()
         self._first: int | None = None
         self._score, self._scored_at = "not evaluated", 0
+        self._scored(context.evaluated)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Show the newest score, speed and time left."""
         iteration = int(metrics.get("iteration", 0))
-        if "score" in metrics:
-            self._score, self._scored_at = score_text(metrics), iteration
+        self._scored(metrics)
         parts = self._parts(metrics, iteration)
         if self._bars.console.is_terminal:  # from now on: what comes before training prints lines of its own
             self._bars.show("iterations", iteration, self._total, parts)
@@ -147,8 +148,14 @@ class ConsoleTracker:
         if self._first is None:
             self._first, self._start = iteration, time.monotonic()
         elapsed, done = time.monotonic() - self._start, iteration - self._first
-        left = [f"{elapsed / done * (self._total - iteration):.0f} s left"] if done > 0 else []
-        print(" | ".join([f"iteration {iteration}/{self._total}", f"{step} env steps", *parts, *left]), flush=True)
+        left = [f"{duration(elapsed / done * (self._total - iteration))} left"] if done > 0 else []
+        print(
+            " | ".join([f"iteration {iteration}/{self._total}", counted(step, "env steps"), *parts, *left]), flush=True
+        )
+
+    def _scored(self, metrics: Mapping[str, float]) -> None:
+        if "score" in metrics:
+            self._score, self._scored_at = score_text(metrics), int(metrics.get("iteration", 0))
 
     def _parts(self, metrics: Mapping[str, float], iteration: int) -> list[str]:
         stale = self._score != "not evaluated" and self._scored_at != iteration

@@ -13,6 +13,8 @@ from inril_ray.metrics import Ended
 from inril_ray.tracking.base import TrackerContext
 
 FILE = "metrics.jsonl"
+EVALUATED = {"score", "score_low", "score_high", "eval_return"}
+"""What the record of an evaluation holds at least."""
 
 
 class JsonlTracker:
@@ -35,6 +37,15 @@ class JsonlTracker:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the records of a run that can be read; see :func:`read_lines`."""
     return read_lines(run_dir / FILE)
+
+
+def last_evaluation(run_dir: Path, iteration: int) -> dict[str, float]:
+    """Return the newest record with a score up to an iteration, an empty one if there is none."""
+    for record in reversed(read_metrics(run_dir)):
+        whole = all(isinstance(value, int | float) for value in record.values())
+        if whole and record.keys() >= EVALUATED and record.get("iteration", 0) <= iteration:
+            return record
+    return {}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

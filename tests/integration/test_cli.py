@@ -56,7 +56,9 @@ def test_resume_extends_a_run_from_elsewhere(
     monkeypatch.chdir(tmp_path)
     changes = ["--set", "num_iterations=5", "--set", "compute.rollout_timeout_s=60", "--set", "checkpoint.keep=1"]
     assert inril("train", "--resume", trained, "--local", *changes) == 0
-    assert "Resumed at iteration 4" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Resumed at iteration 4" in said
+    assert "not evaluated" not in said, "it was, before it was stopped"
     assert json.loads((trained / "summary.json").read_text())["iterations"] == 5
 
 
@@ -65,6 +67,40 @@ def test_resume_refuses_other_changes(trained: Path, change: str, capsys: pytest
     assert inril("train", "--resume", trained, "--local", "--set", "compute.num_workers=3", "--set", change) == 1
     said = capsys.readouterr().err
     assert f"can't go on with another {change.split('=')[0]}; these may change: num_iterations, demos, tracking" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--resume", "{run}", "--demos", "zq.hdf5"), "zq.hdf5: does not exist"),
+        (("--resume", "{moved}"), "zq.hdf5: does not exist; if it has moved: --demos FILE."),
+        (("--resume", "{run}", "--set", "num_iterations=1"), "num_iterations = 1: "),
+        (("--task", "robomimic/lift", "--demos", "{damaged}"), "zq-damaged"),
+        (("--task", "robomimic/lift", "--set", "pretrained={run}"), "its networks are others"),
+        (("--task", "robomimic/lift", "--set", "tracking.trackers=[wandb]"), "wandb"),
+    ],
+)
+def test_refusals_come_before_the_configuration_and_leave_nothing(
+    trained: Path,
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    moved, damaged = tmp_path / "moved", tmp_path / "zq-damaged"
+    damaged.write_bytes(b"no HDF5")
+    config = json.loads((trained / "config.json").read_text())["config"]
+    moved.mkdir()
+    write_json(moved / "config.json", {"config": {**config, "demos": str(tmp_path / "zq.hdf5")}})
+    words = [word.format(run=trained, moved=moved, damaged=damaged) for word in arguments]
+    out = [] if "--resume" in words else ["--out", "out"]
+    assert inril("train", "--local", *words, *out) == 1
+    told = capsys.readouterr()
+    assert said in told.err and "the preset" not in told.out
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("policy", ["base", "final"])
@@ -97,6 +133,7 @@ def test_eval_takes_other_settings_of_the_task(
         (("--backend", "warp"), "No intact checkpoint in"),
         (("--set", "env.furniture.perturbation=0.1"), "No intact checkpoint in"),
         (("--backend", "fast"), "env.backend = 'fast': furniture/one_leg_low has cpu, warp."),
+        (("--backend", "zq"), "env.backend = 'zq': furniture/one_leg_low has cpu, warp."),
         (("--set", "env.furniture.x=1"), "Unknown configuration key 'env.furniture.x'"),
         (("--set", "seed=1"), "only env. keys"),
         (("--set", "env=1"), "a key is missing"),
@@ -173,6 +210,7 @@ def test_demos_make_inspect_convert(tmp_path: Path, capsys: pytest.CaptureFixtur
         (("train", "--config", "nothing.yaml"), "Cannot read configuration file"),
         (("train", "--config", "demo", "--demos", "no.hdf5", "--local", "--out", "{tmp}/x"), "no.hdf5: does not exist"),
         (("eval", "{tmp}"), "holds no readable run"),
+        (("sweep", "{tmp}/zq.yaml"), "zq.yaml: Configuration name is missing."),
         (("report", "{tmp}"), "{tmp}"),
         (("demos", "inspect", "{tmp}/none.hdf5"), "does not exist"),
         (("demos", "make", "robomimic/lift", "--out", "{tmp}/a.hdf5", "--held-out", "20"), "held_out = 20"),
@@ -185,6 +223,7 @@ def test_mistakes_get_one_clear_sentence(
     def fill(text: str) -> str:
         return text.replace("{tmp}", str(tmp_path))
 
+    (tmp_path / "zq.yaml").write_text("base: {task: robomimic/lift}")
     assert inril(*(fill(a) for a in arguments)) == 1
     error = capsys.readouterr().err
     assert fill(message) in error

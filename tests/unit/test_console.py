@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from inril_ray.progress import steps, tell
 from inril_ray.tracking import console
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.tracking.console import Bars, ConsoleTracker, phases_shown
+from inril_ray.tracking.jsonl import last_evaluation
 
 SCORE = {"score": 0.351, "score_low": 0.302, "score_high": 0.4, "eval_return": 1130.0}
 SPEED = {"iteration": 1.0, "env_steps_per_s": 500.0, "train_return": 812.3}
@@ -79,6 +81,31 @@ def test_the_terminal_is_let_go_when_a_phase_fails(terminal: Bars) -> None:
         assert len(shown(terminal)) == 3
         raise KeyboardInterrupt
     assert terminal.tasks == [] and not terminal.live.is_started
+
+
+def test_a_run_that_goes_on_knows_its_last_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        {"iteration": 0.0, **SCORE},
+        {"iteration": 3.0, **SCORE, "score": 0.4},
+        SPEED,
+        {"iteration": 9.0, **SCORE},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": 0, **r}) + "\n" for r in records))
+    assert last_evaluation(tmp_path, 5)["score"] == 0.4 and last_evaluation(tmp_path / "none", 5) == {}
+    tracker = ConsoleTracker(dataclasses.replace(CONTEXT, evaluated=last_evaluation(tmp_path, 5)))
+    tracker.log({"iteration": 6.0}, 40)
+    assert capsys.readouterr().out == (
+        "iteration 6/81 | 40 env steps | score 40.0 [30.2, 40.0] (return 1130) at iteration 3\n"
+    )
+
+
+def test_the_time_left_is_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = iter((0.0, 0.0, 0.0, 900.0))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    tracker = ConsoleTracker(CONTEXT)
+    tracker.log({"iteration": 0.0}, 0)
+    tracker.log({"iteration": 1.0}, 1)
+    assert capsys.readouterr().out.splitlines()[1] == "iteration 1/81 | 1 env step | not evaluated | 20.0 h left"
 
 
 def test_a_long_phase_prints_lines_where_there_is_no_terminal(

@@ -12,6 +12,7 @@ import torch
 
 from inril_ray.envs.chunking import ChunkedEnv
 from inril_ray.evaluate import Evaluator, episode_scores, evaluation_metrics
+from inril_ray.progress import told_to
 from inril_ray.rollout import decision_env
 from inril_ray.statistics import measure_of, rate
 from inril_ray.types import EpisodeStats, InrilError, SuccessRule
@@ -229,3 +230,11 @@ def test_one_episode_without_success_says_almost_nothing() -> None:
     assert metrics["score"] == pytest.approx((metrics["eval_return"] + 1) / 4)
     ends = metrics["score_low"] - metrics["score"], metrics["score_high"] - metrics["score"]
     assert ends == pytest.approx((-0.975, 0.975))
+
+
+def test_a_long_evaluation_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inril_ray.progress.EVERY_S", 0.0)
+    told: list[tuple[str, int, int]] = []
+    with told_to(lambda *state: told.append(state)):
+        evaluator(range(4), 4).evaluate(policy(), 10)
+    assert told == [("evaluation, rounds", done, 3) for done in range(4)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,9 +77,13 @@ def cases() -> Iterator[tuple[str, str, str, Any]]:
 
 
 def names(error: InrilError, key: str) -> bool:
-    """Tell whether a message is about a key: names it, its section, or what it is called in words."""
-    words = {"demos": "Demonstration"}
-    return any(part in str(error) for part in (key, key.split(".")[-1], key.split(".")[0], words.get(key, key)))
+    """Tell whether a message names a key: in full, by its last part as a word, or by what it is called in words."""
+    last, words = key.split(".")[-1], {"demos": "Demonstration"}
+    return (
+        key in str(error)
+        or re.search(rf"(?<!\w){last}(?!\w)", f"{error}") is not None
+        or words.get(key, key) in f"{error}"
+    )
 
 
 def tried(algorithm: str, policy: str, key: str, value: Any, *, build: bool = True) -> str:

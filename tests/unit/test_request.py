@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from inril_ray.config import build, flat, nested
-from inril_ray.experiment import apart_from_preset, build_learner, enough_memory, load_config, load_demos, resolved
-from inril_ray.presets import known_keys
-from inril_ray.run_dir import check_pretrained, write_json
+from inril_ray.experiment import (
+    apart_from_preset,
+    build_learner,
+    description,
+    enough_memory,
+    load_config,
+    load_demos,
+    resolved,
+)
+from inril_ray.presets import check_run, check_start, known_keys
+from inril_ray.run_dir import check_pretrained, read_config, write_json
 from inril_ray.sweep import SweepConfig, located
 from inril_ray.types import InrilError
 from tests.update_golden import all_keys
@@ -51,6 +62,52 @@ def test_paths_are_absolute(key: str, given: str, kept: str, tmp_path: Path, mon
         assert flat(fixed.base)[key] == expected
 
 
+def test_the_description_fits_a_terminal() -> None:
+    assert description(load_config([{"task": "robomimic/lift"}])).endswith("seed 0: the preset")
+    own = {"rl": {"actor_lr": 0.5}, "tracking": {"mlflow_experiment": "a few words " * 20}}
+    text = description(load_config([{"task": "robomimic/lift", "num_iterations": 3, **own}]))
+    what, *lines = text.split("\n")
+    assert what.endswith("the preset, but for") and lines[:3] == ["num_iterations: 3", "rl:", "  actor_lr: 0.5"]
+    assert max(map(len, lines)) <= 78 and not {"{", "}"} & set(text)
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty"])
+def test_what_is_no_run_is_said_alike(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "zq"
+    said = {"missing": "it is not there", "file": "it is a file", "empty": "there is no config.json in it"}[kind]
+    {"missing": lambda: None, "file": place.touch, "empty": place.mkdir}[kind]()
+    for check in (check_run, read_config):
+        with pytest.raises(InrilError) as caught:
+            check(place)
+        assert str(caught.value) == f"{place} holds no readable run: {said}."
+    with pytest.raises(InrilError) as caught:
+        check_start(str(place))
+    assert str(caught.value) == f"pretrained = {str(place)!r}: {place} holds no readable run: {said}."
+
+
+def test_wrong_values_are_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    sweeps = {"space": {"space": {"interleave.evry": [1]}}, "arms": {"arms": [{"rl.actor_lrr": 1}]}}
+    for name, values in sweeps.items():
+        (tmp_path / f"{name}.yaml").write_text(
+            yaml.safe_dump({"name": "zq", "base": {"task": "robomimic/lift"}} | values)
+        )
+    commands = [
+        ["verdict", "--config", "demo", "--seeds", "1", "2"],
+        ["chaos", "--faults", "zz"],
+        *(["sweep", str(tmp_path / f"{name}.yaml")] for name in sweeps),
+    ]
+    code = (
+        f"import sys, inril_ray.cli as c; print([c.main(a) for a in {commands}]); "
+        "print([m for m in ('ray', 'torch', 'mlflow', 'mujoco') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[1, 1, 1, 1]", "[]"]
+    said = done.stderr.splitlines()
+    assert "seeds = [1, 2]" in said[0] and "--faults 'zz': choose of 'worker'" in said[1]
+    assert "space.yaml: Unknown configuration key 'interleave.evry'. Did you mean 'every'?" in said[2]
+    assert "arms.yaml: Unknown configuration key 'rl.actor_lrr'. Did you mean 'actor_lr'?" in said[3]
+
+
 def test_what_differs_from_the_preset_is_told() -> None:
     assert apart_from_preset(load_config([{"task": "robomimic/lift"}])) == {}
     own = {"rl": {"actor_lr": 0.5}, "num_iterations": 3, "actor": {"hidden_dim": 8}}
@@ -66,6 +123,8 @@ def test_what_differs_from_the_preset_is_told() -> None:
         ({"rl": {"critic_num_hidden": 4}, "algorithm": "idql"}, "rl.critic_num_hidden = 4: a residual MLP has an odd"),
         ({"rollout": {"num_envs": 2**70}}, "rollout.num_envs = 1180591620717411303424: numbers go up to 4294967296"),
         ({"rl": {"actor_lr": math.inf}}, "rl.actor_lr = inf: Input should be a finite number"),
+        ({"tracking": {"trackers": "wandb"}}, "tracking.trackers = 'wandb': a list is needed, such as [wandb]."),
+        ({"env": {"backend": "zq"}}, "env.backend = 'zq': robomimic/lift has fast, kernel, stock."),
         ({"demos": ""}, "demos = '': the path of a file or a directory is needed"),
     ],
 )

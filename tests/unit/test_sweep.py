@@ -222,6 +222,7 @@ def test_means_that_differ_by_rounding_only_are_equal(tmp_path: Path) -> None:
     """(0.1 + 0.2 + 0.3) / 3 and (0.3 + 0.2 + 0.1) / 3 are two numbers."""
     result = gather(GRID, trials(tmp_path, {"m = 1, upgrad": [30, 20, 10], "m = 5, upgrad": [10, 20, 30]}), tmp_path)
     assert [row["label"] for row in result["settings"] if row["key"] == result["chosen"]] == ["m = 1, upgrad"]
+    assert "which 1 other reaches, too, but the interval of the other one is not below its own" in result["sentence"]
 
 
 def test_a_finished_run_of_another_release_is_refused_with_a_reason(tmp_path: Path) -> None:

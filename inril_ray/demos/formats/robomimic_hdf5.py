@@ -37,6 +37,7 @@ from inril_ray.demos.episodes import (
 from inril_ray.demos.hdf5 import content, open_hdf5, put, text, top, written
 from inril_ray.demos.interface import stated_frequency, stated_name, stated_names
 from inril_ray.types import UNSTATED, FloatArray, Interface
+from inril_ray.words import reason
 
 ENV_ARGS = "data.attrs['env_args']"
 ROBOSUITE_TYPE = 1
@@ -112,8 +113,7 @@ def _info(path: Path, file: Any) -> FileInfo:
         semantics, version = _semantics(env_args)
         stated = interface(env_args)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = error if isinstance(error, ValueError) else repr(error)
-        raise DemoError(path, f"holds a value that can't be read: {reason}.", field=ENV_ARGS) from None
+        raise DemoError(path, f"holds a value that can't be read: {reason(error)}.", field=ENV_ARGS) from None
     source = recorded_source(path, text(attributes.get(SOURCE_KEY)))
     release, warnings = _release(version) if version else (1, 5), ()
     if release < (1, 4):
