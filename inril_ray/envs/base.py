@@ -62,7 +62,8 @@ class EnvConfig:
     success: SuccessRule | None = None
     """When an episode counts as a success: ``reached``, solved after any control step; ``final``, after its last one;
     ``held``, throughout one whole executed chunk (DPPO's rule, for comparison with its tables; it depends on
-    ``actor.action_horizon``). None takes the task's own. Every comparison goes by it; other rates are told, too."""
+    ``actor.action_horizon``). None takes the task's own, or ``reached`` where episodes end at success. Every comparison
+    goes by it; other rates are told, too."""
     furniture: FurnitureOptions = FurnitureOptions()
 
 
@@ -79,19 +80,19 @@ class Task(ABC):
     """What counts as a success if the configuration doesn't say."""
 
     def chosen_success(self, config: EnvConfig) -> SuccessRule:
-        """Return the rule of success that a configuration asks for.
+        """Return the rule of success that a configuration asks for; episodes that end at success have reached it.
 
         Raises:
-            InrilError: episodes end at success, so that they can't show more than that it was reached.
+            InrilError: another rule is asked for where episodes end at success, which can't show more.
         """
-        rule = config.success or self.success
-        if config.terminate_on_success and rule != "reached":
-            whose = "" if config.success else f", which {self.name} has by itself,"
+        if not config.terminate_on_success:
+            return config.success or self.success
+        if config.success not in (None, "reached"):
             raise InrilError(
-                f"env.success = {rule!r}{whose} looks at what follows a success, where env.terminate_on_success ends "
-                "the episode. Set env.success=reached, or env.terminate_on_success=false."
+                f"env.success = {config.success!r} looks at what follows a success, where env.terminate_on_success "
+                "ends the episode. Leave it out, or set env.terminate_on_success=false."
             )
-        return rule
+        return "reached"
 
     def chosen_backend(self, config: EnvConfig) -> str:
         """Return the backend that a configuration asks for.

@@ -108,7 +108,7 @@ def _info(path: Path, file: Any) -> FileInfo:
         env_args = json.loads(attributes["env_args"])
         env_name = stated_name(env_args["env_name"]) or ""
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DemoError(path, f"is not robomimic's JSON ({error!r}).", field=ENV_ARGS) from None
+        raise DemoError(path, f"is not robomimic's JSON ({reason(error)}).", field=ENV_ARGS) from None
     try:
         semantics, version = _semantics(env_args)
         stated = interface(env_args)
