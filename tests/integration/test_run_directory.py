@@ -222,7 +222,7 @@ def test_what_can_not_go_on_says_that_versions_differ_and_changes_nothing(
     tree["backend"]["workers"][0]["env"]["env"]["physics"] = np.zeros((4, 3))
     checkpoint.write(copy / "checkpoints", 4, tree, keep=1)
     before, said = (copy / "config.json").read_bytes(), []
-    monkeypatch.setattr("inril_ray.run.provenance", lambda: {"versions": {"mujoco": "99.0"}})
+    monkeypatch.setattr("inril_ray.run.provenance", lambda: {"versions": {"mujoco": "99.0"}, "commit": "zq"})
     config = load_config([{**resolved(read_config(copy)), "num_iterations": 9}])
     with pytest.raises(InrilError, match="was not written by this program, or not for this run"):
         run(config, copy, LocalBackend, resume=True, say=said.append)
