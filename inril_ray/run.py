@@ -26,6 +26,7 @@ from inril_ray.tracking import TRACKERS
 from inril_ray.tracking.base import TrackerContext
 from inril_ray.tracking.jsonl import FILE, damaged_lines, drop_after, drop_final, last_evaluation
 from inril_ray.types import InrilError
+from inril_ray.words import counted
 
 
 def run(
@@ -131,7 +132,7 @@ def _run(
                 session.restore(saved)
                 write_json(run_dir / "config.json", about)  # not before: what it can't go on with changes nothing
                 if damaged := damaged_lines(run_dir):
-                    say(f"Check: {damaged} lines of {FILE} can't be read and are left out; the run itself is whole.")
+                    say(f"Check: {counted(damaged, 'lines')} of {FILE} left out, unreadable; the run itself is whole.")
                 # A kill may have come before the record of iteration 0, which can be made again; later ones are written
                 # before their checkpoint.
                 drop_after(run_dir, session.iteration or -1)

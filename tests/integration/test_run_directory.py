@@ -124,7 +124,7 @@ def test_a_checkpoint_has_a_copy_of_the_configuration(copy: Path, content: str |
 
 def test_versions_are_those_of_the_checkpoint(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start that failed meanwhile has not changed what the weights were trained with."""
-    monkeypatch.setattr("inril_ray.run.provenance", lambda: {"versions": {"torch": "99.0"}, "commit": None})
+    monkeypatch.setattr("inril_ray.run.provenance", lambda: {"versions": {"torch": "99.0"}, "commit": "zq"})
 
     def fails(*_: Any) -> LocalBackend:
         raise InrilError("no cluster")
@@ -142,7 +142,7 @@ def test_a_damaged_line_of_the_record_costs_only_itself(copy: Path) -> None:
     file.write_bytes(b"\n".join(lines))
     assert [r["iteration"] for r in read_metrics(copy)] == [0, 1, 3, 4, 4]
     said = again(copy, num_iterations=5)
-    assert "Check: 1 lines of metrics.jsonl can't be read and are left out; the run itself is whole." in said
+    assert "Check: 1 line of metrics.jsonl left out, unreadable; the run itself is whole." in said
     assert read_metrics(copy)[:2] == whole[:2] and [r["iteration"] for r in read_metrics(copy)] == [0, 1, 3, 4, 4, 5, 5]
 
 
@@ -222,7 +222,7 @@ def test_what_can_not_go_on_says_that_versions_differ_and_changes_nothing(
     tree["backend"]["workers"][0]["env"]["env"]["physics"] = np.zeros((4, 3))
     checkpoint.write(copy / "checkpoints", 4, tree, keep=1)
     before, said = (copy / "config.json").read_bytes(), []
-    monkeypatch.setattr("inril_ray.run.provenance", lambda: {"versions": {"mujoco": "99.0"}, "commit": None})
+    monkeypatch.setattr("inril_ray.run.provenance", lambda: {"versions": {"mujoco": "99.0"}, "commit": "zq"})
     config = load_config([{**resolved(read_config(copy)), "num_iterations": 9}])
     with pytest.raises(InrilError, match="was not written by this program, or not for this run"):
         run(config, copy, LocalBackend, resume=True, say=said.append)

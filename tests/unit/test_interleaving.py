@@ -206,7 +206,7 @@ def test_a_policy_that_is_not_cloned_imitates_first():
 
 
 def test_m_adapts_and_is_logged():
-    learner = tiny_learner(schedule="adaptive", every=2, il_steps=2, relation_pairs=4)
+    learner = tiny_learner(schedule="adaptive", every=2, il_steps=2, relation_pairs=8)
     learner.begin()
     rows = run(learner, rollouts_for(learner, 8))
     used = [r["interleave_every"] for r in rows]
