@@ -18,14 +18,19 @@ from inril_ray.statistics import (
     interquartile_mean,
     mean_estimate,
     measure_of,
+    one_measure,
+    other_rates,
     paired_difference,
     pairs_needed,
     probability_of_improvement,
     rate,
     runs_estimate,
     score_text,
+    spread_is_rounding,
     stratified_bootstrap,
+    success_measure,
 )
+from inril_ray.types import InrilError
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (1, 3), (96, 200), (199, 200)])
@@ -347,3 +352,65 @@ def test_bootstrap_by_hand(settings):
     difference = stratified_bootstrap(runs, SCORE, paired=others, **settings)
     assert difference.value == pytest.approx(middle(np.concatenate(strata)) - middle(np.concatenate(paired)))
     assert (difference.low, difference.high) == pytest.approx(percentiles(resampled(strata) - resampled(paired)))
+
+
+# -- measures, and comparisons of runs, by hand -----------------------------------------------------------------------
+def test_a_rate_keeps_its_counts():
+    assert (rate(3, 10).successes, rate(3, 10).trials) == (3, 10)
+
+
+def test_a_measure_of_success_names_its_rule():
+    assert dataclasses.asdict(success_measure("final")) == {
+        "word": "success", "name": "success rate", "unit": " %", "axis": "Success rate (%)",
+        "axis_range": (0.0, 100.0), "points": "percentage points", "interval": "95 % Wilson interval",
+        "rule": "final",
+    }  # fmt: skip
+    assert success_measure("held").definition == (
+        "An episode is a success if the task is solved throughout one whole executed chunk of actions "
+        "(`env.success=held`)."
+    )
+    assert SCORE.definition == ""
+
+
+def test_what_several_evaluations_measure_is_one_thing():
+    reached = {"success_rate": 0.5, "success_rate_held": 0.4, "success_rate_final": 0.3}
+    held = {"success_rate": 0.5, "success_rate_reached": 0.6, "success_rate_final": 0.3}
+    assert one_measure([reached, dict(reached)]) is BY_RULE["reached"]
+    assert one_measure([held]) is BY_RULE["held"]
+    with pytest.raises(InrilError, match=r"different rules \(held and reached\); they can't be compared"):
+        one_measure([reached, held])
+
+
+def test_other_rates_are_told_outside_the_interval_only():
+    outcome = {"score_low": 0.2, "score_high": 0.4, "success_rate_held": 0.2, "success_rate_final": 0.4}
+    assert other_rates([outcome]) == {}
+    assert other_rates([outcome, {**outcome, "success_rate_held": 0.1}]) == {"held": pytest.approx(0.15)}
+
+
+def test_rounding_is_a_millionth_of_the_values_or_of_1():
+    assert spread_is_rounding(np.array([0.0, 1e-6]))
+    assert not spread_is_rounding(np.array([0.0, 1.5e-6]))
+    assert spread_is_rounding(np.array([100.0, 100.00005]))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_equal_runs_are_worth_their_episodes(share):
+    """Two runs of 20: Wilson's interval of 40 episodes, with Student's quantile of one degree of freedom."""
+    runs = [episodes(share, 20)] * 2
+    z = 12.706204736174694
+    shrunk = z * z / 40
+    half = z / (1 + shrunk) * math.sqrt(share * (1 - share) / 40 + shrunk / 160)
+    assert runs_estimate(runs, BY_RULE["reached"]).high == pytest.approx((share + shrunk / 2) / (1 + shrunk) + half)
+
+
+def test_paired_difference_by_hand():
+    found = paired_difference(sure(0.5, 0.7, 0.6), sure(0.4, 0.5, 0.7), SCORE)
+    differences = [0.1, 0.2, -0.1]
+    mean = sum(differences) / 3
+    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / 2)
+    half = 4.302652729911275 * deviation / math.sqrt(3)  # Student's t with two degrees of freedom
+    assert (found.low, found.high) == pytest.approx((mean - half, mean + half))
+    swings = [episodes(share) for share in (1.0, 1.0, 0.0)], [episodes(share) for share in (0.0, 0.0, 1.0)]
+    rates, scores = (paired_difference(*swings, measure) for measure in (BY_RULE["reached"], SCORE))
+    assert (rates.low, rates.high) == (-1.0, 1.0)
+    assert scores.low < -1.0 and scores.high > 1.0
