@@ -372,6 +372,6 @@ def test_what_mimicgen_could_not_import_is_passed_on(site: Path) -> None:
 
 def test_failing_import_is_explained(site: Path) -> None:
     (site / "mimicgen/__init__.py").write_text("raise RuntimeError('too old')")
-    with pytest.raises(InrilError, match=r"cannot be imported: RuntimeError\('too old'\)"):
+    with pytest.raises(InrilError, match=r"cannot be imported: too old\."):
         make(COFFEE_TASK)
     assert OLD_MODULE not in sys.modules

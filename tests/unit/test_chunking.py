@@ -268,15 +268,15 @@ def test_the_end_of_an_episode_leaves_the_statistics_of_others_alone() -> None:
     chunked.reset()
     chunked.step(chunks(env))
     assert chunked.get_state()["returns"].tolist() == [4 + 6, 0, 400 + 6]
-    assert chunked.get_state()["success"].tolist() == [True, False, False]
-    assert chunked.get_state()["success_any"].tolist() == [True, False, True]
+    assert chunked.get_state()["held"].tolist() == [True, False, False]
+    assert chunked.get_state()["reached"].tolist() == [True, False, True]
     assert chunked.pop_episodes().envs.tolist() == [11]
     chunked.step(chunks(env))
     episodes = chunked.pop_episodes()
     assert episodes.envs.tolist() == [10, 12]
     assert episodes.returns.tolist() == [8 + 28, 800 + 28]
-    assert episodes.success.tolist() == [True, False]
-    assert episodes.success_any.tolist() == [True, True]
+    assert episodes.held.tolist() == [True, False]
+    assert episodes.reached.tolist() == [True, True]
 
 
 def test_nan_resets_add_up() -> None:
@@ -304,7 +304,8 @@ def test_arrays_have_their_types_with_episodes_and_without() -> None:
         episodes = chunked.pop_episodes()
         assert len(episodes.envs) == count
         assert {name: array.dtype for name, array in vars(episodes).items()} == {
-            "envs": np.int64, "lengths": np.int64, "returns": np.float32, "success": bool, "success_any": bool,
+            "envs": np.int64, "lengths": np.int64, "returns": np.float32,
+            **dict.fromkeys(("success", "reached", "held", "final"), bool),
         }  # fmt: skip
 
 
@@ -318,7 +319,7 @@ def test_a_state_holds_what_an_unfinished_episode_has_reached() -> None:
     second.env.life[:] = first.env.life  # type: ignore[attr-defined]
     second.step(chunks(second.env))  # type: ignore[arg-type]
     episodes = second.pop_episodes()
-    assert (episodes.success.tolist(), episodes.success_any.tolist()) == ([True], [True])
+    assert (episodes.held.tolist(), episodes.reached.tolist()) == ([True], [True])
     assert episodes.returns.tolist() == [4 + 6]
 
 

@@ -33,6 +33,7 @@ from inril_ray.demos.store import convert, load, recognise
 from inril_ray.envs.furniture.spec import OBSTACLE_QUAT
 from inril_ray.envs.furniture.tasks import FURNITURE
 from inril_ray.types import EnvSpec, InrilError
+from inril_ray.words import counted
 from tests.unit import test_demos_lerobot
 
 zarr = pytest.importorskip("zarr")
@@ -877,7 +878,7 @@ def test_the_command_line_converts_them(
     arguments = ["demos", "convert", str(path), str(target), "--task", spec.task, "--images", key]
     assert main(arguments) in (0, None)
     told = capsys.readouterr().out
-    assert f"{len(lengths)} episodes, {sum(lengths)} steps" in told
+    assert f"{counted(len(lengths), 'episodes')}, {sum(lengths)} steps" in told
     assert ("warning: not recorded in this simulator" in told) is (kind == "pickle")
     arrays = load(target, EXPECTATION)
     assert np.diff(arrays.episode_starts).tolist() == lengths
